@@ -24,6 +24,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_flows import connection as conn
+from airflow_provider_flows import metrics
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError
 from airflow_provider_flows.core.flow_run import quote_errors
 from airflow_provider_flows.core.http import ForbiddenUrlError, Purpose, allow_urls, with_deadline
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Conversation, Request, Response, T
     from airflow_provider_flows.core.payload.sink import Target
     from airflow_provider_flows.core.service import Service
-    from airflow_provider_flows.transport.asynchronous import AsyncTransport
+    from airflow_provider_flows.transport.rate_limiter import RateLimitedTransport
     from airflow_provider_flows.transport.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,9 @@ def mask_signatures(url: str) -> None:
         mask_secret(secret)
 
 
-@lru_cache(maxsize=1024)  # a process logs each warning once
-def _warn_once(message: str) -> None:
+@lru_cache(maxsize=1024)
+def warn_once(message: str) -> None:
+    """Log a warning, unless this process has logged it before."""
     log.warning(message)
 
 
@@ -106,7 +108,7 @@ class BaseFlowsHook(BaseHook):
         self.flows_conn_id = flows_conn_id
         self._connection: Connection | None = None
         self._session: requests.Session | None = None
-        self._max_rate_wait: float | None = None  # None: without a rate limiter
+        self._max_rate_wait: float | None = None  # None: without a limit, unless the connection sets one
 
     def create_service(self, extra: Mapping[str, Any]) -> Service:  # noqa: ARG002  # subclasses need it
         """Create the service of this hook.
@@ -188,7 +190,7 @@ class BaseFlowsHook(BaseHook):
         """The connection's extra, validated, with defaults."""
         parsed = conn.parse_extra(self.connection, self.fields)
         if unknown_fields := conn.find_unknown_fields(self.connection, self.fields):
-            _warn_once(
+            warn_once(
                 conn.UNKNOWN_FIELDS.format(f"connection {self.flows_conn_id!r}", ", ".join(unknown_fields))
             )
         return parsed
@@ -338,10 +340,9 @@ class BaseFlowsHook(BaseHook):
             thread.join()
 
     def limit_requests(self, max_wait: float = inf) -> None:
-        """From now on, send this hook's requests through the rate limiter of its connection in this process.
+        """Limit the rate of this hook's requests also if the connection does not: `MAX_REQUESTS_PER_SECOND`.
 
-        All hooks of the connection for which this was called share it; its rate is that of the connection's
-        field `max_requests_per_second`, or else `MAX_REQUESTS_PER_SECOND`. It applies to `run`.
+        It applies to `run`. All hooks of the account for which this was called share the rate limiter.
 
         :param max_wait: longest time that a request waits for the limiter, in seconds.
         """
@@ -350,13 +351,15 @@ class BaseFlowsHook(BaseHook):
     def _limit_rate(
         self, settings: Settings, send: Callable[[Request], Response]
     ) -> Callable[[Request], Response]:
-        if self._max_rate_wait is None:
+        """Return a function that sends requests at the rate of the account in this process, if it has one."""
+        per_second = self.extra.get("max_requests_per_second")
+        if per_second is None and self._max_rate_wait is None:
             return send
         from airflow_provider_flows.transport.rate_limiter import SHARED_RATE_LIMITERS
 
-        per_second = self.extra.get("max_requests_per_second") or MAX_REQUESTS_PER_SECOND
-        limiter = SHARED_RATE_LIMITERS.get(self.flows_conn_id, settings, per_second)
-        return limiter.limit(send, self._max_rate_wait)
+        limiter = SHARED_RATE_LIMITERS.get(settings, per_second or MAX_REQUESTS_PER_SECOND)
+        max_wait = inf if self._max_rate_wait is None else self._max_rate_wait
+        return limiter.limit(send, max_wait, settings.is_foreign)
 
     def create_url_filter(self) -> Callable[[str], bool]:
         """Return a function that returns whether a file may be fetched from a URL of another host."""
@@ -461,12 +464,15 @@ class BaseFlowsHook(BaseHook):
         return self.quote_errors(result)
 
     @asynccontextmanager
-    async def async_transport(self) -> AsyncIterator[AsyncTransport]:
-        """Open an `aiohttp` session on the running event loop; it is closed at the end of the block.
+    async def async_transport(self) -> AsyncIterator[RateLimitedTransport]:
+        """Open an `aiohttp` session on the running event loop, behind the rate limiter of the account.
+
+        It is closed at the end of the block.
 
         :raises FlowInputError: the CA bundle cannot be read.
         """
         from airflow_provider_flows.transport.asynchronous import AsyncTransport, new_session
+        from airflow_provider_flows.transport.rate_limiter import SHARED_RATE_LIMITERS, RateLimitedTransport
 
         settings = self.settings
         try:
@@ -476,7 +482,9 @@ class BaseFlowsHook(BaseHook):
             message = f"The {bundle} cannot be read: {error}"
             raise FlowInputError(message) from error
         async with new as session:
-            yield AsyncTransport(settings, session)
+            limiter = SHARED_RATE_LIMITERS.get(settings, self.extra.get("max_requests_per_second"))
+            transport = AsyncTransport(settings, session)
+            yield RateLimitedTransport(transport, limiter, metrics.count_rate_limit_pause)
 
     @contextmanager
     def add_connection_to_errors(self) -> Iterator[None]:

@@ -93,9 +93,7 @@ def fields(read_timeout: float) -> dict[str, Field]:
             3,
             0,
         ),
-        "verify": Field(
-            "Verify TLS", "Whether to verify the service's TLS certificate.", "boolean", default=True
-        ),
+        "verify": Field("Verify TLS", "Whether to verify TLS certificates.", "boolean", default=True),
         "ca_bundle": Field(
             "CA bundle",
             "Path of a file with the CA certificates to trust instead of the default ones.",
@@ -103,11 +101,24 @@ def fields(read_timeout: float) -> dict[str, Field]:
         ),
         "max_requests_per_second": Field(
             "Maximum requests per second",
-            "Rate limit for the requests of one triggerer, and of one API server process; empty for no limit "
-            "but that of the pages.",
+            "Rate limit for the requests of each process; empty for no limit but the pages' own.",
             "number",
             None,
             0.01,
+        ),
+        "max_active_runs": Field(
+            "Maximum active flow runs",
+            "How many flow runs of the account may be active, by any client; further ones wait.",
+            "integer",
+            None,
+            1,
+        ),
+        "max_runs_per_day": Field(
+            "Maximum flow runs per day",
+            "How many flow runs the account may start within any 24 hours; beyond that, tasks fail.",
+            "integer",
+            None,
+            1,
         ),
         "max_response_mib": Field(
             "Maximum response size",

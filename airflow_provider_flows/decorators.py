@@ -116,8 +116,12 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         return super().execute(context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Continue after the deferral with the arguments that the function returned before it."""
-        self._set_arguments(self._load_deferred_arguments(next_kwargs or {}, context))
+        """Continue after the deferral with the arguments that the function returned before it.
+
+        If no flow run was started yet, the function is called again: its inputs are saved nowhere.
+        """
+        if next_method != self.start_after_wait.__name__:
+            self._set_arguments(self._load_deferred_arguments(next_kwargs or {}, context))
         return super().resume_execution(next_method, next_kwargs, context)
 
     @contextmanager

@@ -5,10 +5,12 @@ The operators for a run that exists, which `run_operators` defines, are exported
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath, RetryPolicy
 
     from airflow_provider_flows.core.flow_run import FlowRun
-    from airflow_provider_flows.core.http import Conversation
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.worker.task_try import TaskTry
 
@@ -143,6 +144,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     ui_color = "#e4def5"
 
     _deferred_arguments: Mapping[str, Any] | None = None  # what the task needs again after a deferral
+    _start_deadline: float | None = None  # of a start that has waited for the account's other flow runs
     _current_try: TaskTry | None = None  # for `on_kill` and the listener; `_run_try` sets it
 
     def __init__(
@@ -202,12 +204,13 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         from airflow_provider_flows.retry_policy import log_if_unsupported
         from airflow_provider_flows.worker.finish import finish_without_wait
         from airflow_provider_flows.worker.run_tracking import abort_replaced_runs
-        from airflow_provider_flows.worker.start import plan_run, resume_or_start
+        from airflow_provider_flows.worker.start import plan_run, reject_unused_output_path, resume_or_start
         from airflow_provider_flows.worker.task_try import on_execution_timeout
 
-        self._raise_if_connection_is_unusable()
+        self.raise_if_connection_is_unusable()
         task_try = self._create_task_try(context)
-        self._reject_unused_output_path(task_try.hook)
+        if not self.wait_for_completion:
+            reject_unused_output_path(self, task_try.hook)
         self.warn_about_task_ids()
         options = self._output_options()
         log_if_unsupported(self)
@@ -223,12 +226,15 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
                 self.get_template_problems(OUTPUT_ARGUMENTS),
             )
             timeout = to_seconds("timeout", self.timeout)
+            if self._start_deadline is not None:
+                timeout = self._start_deadline - time.time()
             planned_run = plan_run(task_try, arguments, options, timeout, template_problems)
             if planned_run.lookup is not None:
                 saved = {LOOKUP_KEY: planned_run.lookup.to_list()}
                 self._deferred_arguments = {**(self._deferred_arguments or {}), **saved}
+            defer = partial(self._defer_start, task_try, planned_run.deadline) if self.deferrable else None
             try:
-                run = resume_or_start(task_try, planned_run)
+                run = resume_or_start(task_try, planned_run, defer)
                 on_run_update(run)
                 can_fetch_later = run.is_completed and task_try.hook.service.staged_start
                 if not self.wait_for_completion and (can_fetch_later or not run.is_final):
@@ -241,6 +247,12 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
                     raise
                 run = completed_run
         return self._finish(task_try, run, on_run_update)
+
+    def start_after_wait(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Continue after a deferral because the account had too many active flow runs; count them again."""
+        self._start_deadline = (event or {}).get("start_deadline")
+        result: dict[str, Any] = self.execute(context)
+        return result
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Continue after the deferral with the trigger's event: the final run, or an error."""
@@ -311,29 +323,6 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             from airflow_provider_flows.worker.task_try import on_kill  # imported before the try was created
 
             on_kill(self._current_try)
-
-    def _raise_if_connection_is_unusable(self) -> None:
-        """Raise all template problems if `flows_conn_id` has one, because every other check needs that."""
-        if self.get_template_problems({"flows_conn_id"}):
-            from airflow_provider_flows.core.validation import NOTHING_STARTED  # imports stay cheap
-
-            self.get_template_problems().raise_if_any(NOTHING_STARTED)
-
-    def _reject_unused_output_path(self, hook: FlowsHook) -> None:
-        """Raise an error if this task itself has an output path, and ends before there are outputs.
-
-        One in `default_args` is for the other tasks. A service without run ids returns the outputs at once.
-        """
-        if self.wait_for_completion or not hook.service.supports("get_run"):
-            return
-        groups = [group for group in (self.get_dag(), self.task_group) if group is not None]
-        if self.output_path in [None, *((group.default_args or {}).get("output_path") for group in groups)]:
-            return
-        message = (
-            "output_path cannot be combined with wait_for_completion=False: the task ends before the run has "
-            "outputs. Remove one of the two; FetchFlowRunOperator stores the outputs later"
-        )
-        raise FlowInputError(message)
 
     def _get_hook(self, conn_id: str) -> FlowsHook:
         from airflow_provider_flows.hooks import FlowsHook
@@ -429,11 +418,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         """
         from airflow_provider_flows.worker.task_try import on_deadline, run_poll
 
-        schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
-        if self.deferrable and self.execution_timeout is not None:
-            # Airflow does not enforce execution_timeout while a task is deferred, so the deadline does
-            try_deadline = task_try.started_at + self.execution_timeout.total_seconds()
-            schedule = replace(schedule, deadline=min(try_deadline, schedule.deadline or try_deadline))
+        schedule = self._create_schedule(task_try, deadline)
         wait = task_try.hook.create_wait(flow_run_id, schedule, self.log.log, is_named=True)
         poll = wait.select_poll(rejections, until_final=not self.deferrable)
         try:
@@ -459,6 +444,25 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             timeout=deferral_timeout(schedule),
         )
         raise AssertionError  # not reached: defer() raises
+
+    def _create_schedule(self, task_try: TaskTry, deadline: float | None) -> Schedule:
+        schedule = Schedule.of(self.poll_interval, self.max_poll_interval, deadline)
+        if self.deferrable and self.execution_timeout is not None:
+            # Airflow does not enforce execution_timeout while a task is deferred, so the deadline does
+            try_deadline = task_try.started_at + self.execution_timeout.total_seconds()
+            schedule = replace(schedule, deadline=min(try_deadline, schedule.deadline or try_deadline))
+        return schedule
+
+    def _defer_start(self, task_try: TaskTry, deadline: float | None) -> None:
+        """Defer the task until the account may have another active flow run."""
+        from airflow_provider_flows.triggers import FlowStartTrigger, deferral_timeout  # slow to import
+
+        schedule = self._create_schedule(task_try, deadline)
+        self.defer(
+            trigger=FlowStartTrigger(self.flows_conn_id, self.flow, schedule.deadline, deadline),
+            method_name=self.start_after_wait.__name__,
+            timeout=deferral_timeout(schedule),
+        )
 
     def _wait_after_rejection(self, task_try: TaskTry, event: Mapping[str, Any], error: FlowError) -> FlowRun:
         """Continue a wait with this worker's connection, because the triggerer's is unusable.

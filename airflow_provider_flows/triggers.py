@@ -1,6 +1,6 @@
 """The triggers: FlowRunTrigger for deferred tasks, and FlowRunFinishedTrigger for asset watchers.
 
-FlowBatchTrigger, which `batch.trigger` defines, is exported here as well.
+FlowBatchTrigger and FlowStartTrigger, which other modules define, are exported here as well.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from airflow_provider_flows.triggerer.kill_check import (
     min_event_delay,
     reload_hook,
 )
+from airflow_provider_flows.triggerer.start_trigger import FlowStartTrigger
 from airflow_provider_flows.worker.kill_check import ABORTED_BY_KILL, NOTHING_TO_ABORT
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ __all__ = [
     "FlowBatchTrigger",
     "FlowRunFinishedTrigger",
     "FlowRunTrigger",
+    "FlowStartTrigger",
     "deferral_timeout",
     "is_deferral_timeout",
     "min_event_delay",

@@ -114,6 +114,17 @@ def fresh_definitions() -> None:
 
 
 @pytest.fixture(autouse=True)
+def fresh_limits() -> None:
+    """Forget what the services of other tests have limited, and which runs their accounts have."""
+    rate_limiter = sys.modules.get("airflow_provider_flows.transport.rate_limiter")
+    if rate_limiter is not None:
+        rate_limiter.SHARED_RATE_LIMITERS.clear()
+    account_limits = sys.modules.get("airflow_provider_flows.core.account_limits")
+    if account_limits is not None:
+        account_limits.USAGES.clear()
+
+
+@pytest.fixture(autouse=True)
 def fresh_quota_markers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test find that the quota of another test's account is used up."""
     from airflow_provider_flows.storage import quota_marker

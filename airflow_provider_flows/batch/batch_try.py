@@ -206,6 +206,7 @@ class BatchTry:
                     results=results,
                     task=task,
                     cancellation=self.cancellation,
+                    reload_hook=self._reload_hook,
                 )
 
             self._thread = ProgramThread(create_program)
@@ -235,6 +236,11 @@ class BatchTry:
         """Abort the active runs of this task, unless a retry resumes them after an error."""
         self.records = BatchRecords.load(self.store)
         self._on_error(error)
+
+    def _reload_hook(self) -> FlowsHook:
+        """Look the connection up again, and use it for aborts as well."""
+        self.hook = self.create_hook()
+        return self.hook
 
     def _create_source(self, find_problem: Any = None) -> BatchItems:
         return BatchItems(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.batch import ItemState
 from airflow_provider_flows.core.exceptions import (
+    FlowAuthError,
     FlowError,
     FlowInputError,
     FlowNotFound,
@@ -26,8 +27,19 @@ from airflow_provider_flows.core.exceptions import (
 )
 from airflow_provider_flows.core.flow_run import FlowState, quote_errors
 from airflow_provider_flows.core.polling.schedule import Schedule
+from airflow_provider_flows.core.redaction import redact_text
 from airflow_provider_flows.core.reuse import STAMP_FIELD
-from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest, get_stamp, resume, start
+from airflow_provider_flows.core.safe_text import to_line
+from airflow_provider_flows.core.start_or_resume import (
+    NOT_RESUMABLE_STATES,
+    RunRecord,
+    RunRequest,
+    delete_created_runs,
+    find_stamped_runs,
+    get_stamp,
+    resume,
+    start,
+)
 from airflow_provider_flows.core.validation import Problems
 from airflow_provider_flows.storage.inputs import build_request
 from airflow_provider_flows.storage.outputs import fetch_outputs
@@ -37,12 +49,14 @@ from airflow_provider_flows.storage.reuse_index import (
     restore_lookup,
     save_reusable_run,
 )
+from airflow_provider_flows.triggerer.kill_check import abort_killed_runs
 from airflow_provider_flows.triggerer.shared_poller import SharedPoller
 from airflow_provider_flows.worker.finish import DeadlinePolicy, finish_after_deadline
 from airflow_provider_flows.worker.saved_run import SavedRunStorage, open_links, seal_links
 
 if TYPE_CHECKING:
     from airflow_provider_flows.batch.records import BatchRecords, ItemRecord
+    from airflow_provider_flows.core.account_limits import Reservation
     from airflow_provider_flows.core.batch import BatchItem
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation, T
@@ -51,14 +65,19 @@ if TYPE_CHECKING:
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.storage.atomic_file import Cancellation
     from airflow_provider_flows.storage.output_options import OutputOptions
-    from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
+    from airflow_provider_flows.transport.rate_limiter import RateLimitedTransport
 
 log = logging.getLogger(__name__)
 
+MAX_FAILURE_LENGTH = 500  # characters of a line about a failed item
 FINGERPRINT_LENGTH = 16  # hexadecimal digits
 MAX_CONCURRENT_STARTS = 16  # of a service that creates a run before it starts it
 MAX_CONCURRENT_FETCHES = 8
 KILLED = "The task was killed during the start of the flow run of item {key}."
+LIST_FAILED = (
+    "No records of earlier tries are saved, and the list of flow runs cannot be searched. If an earlier try "
+    "has started flow runs that are active, they continue, and are billed: check them at the service. %s"
+)
 MISSING_RUN = (
     "Item %s: flow run %s of an earlier try was not found, so the item is run again. If that flow run is "
     "still active at the service, it continues, and is billed: check it there"
@@ -164,9 +183,7 @@ class ItemRunner:
         try_number: int,
         cancellation: Cancellation,
     ) -> None:
-        self._hook = hook
-        self._service = hook.service
-        self._transport = transport
+        self.use(hook, transport)
         self._options = options
         self._records = records
         self._try_number = try_number
@@ -174,6 +191,58 @@ class ItemRunner:
         self._start_slots = asyncio.Semaphore(MAX_CONCURRENT_STARTS)
         self._fetch_slots = asyncio.Semaphore(MAX_CONCURRENT_FETCHES)
         self._lookups: dict[str, ReuseLookup | None] = {}  # of the items that were started here, by key
+
+    def use(self, hook: FlowsHook, transport: RateLimitedTransport) -> None:
+        """Send all further requests with a hook and its transport."""
+        self._hook, self._service, self._transport = hook, hook.service, transport
+
+    async def adopt_listed_runs(self, stamp: dict[str, Any]) -> None:
+        """Find the runs of earlier tries whose records were deleted, or never saved, in the service's list.
+
+        Those of this run of the task are resumed by new records; others that are active are aborted.
+        """
+        from airflow_provider_flows.batch.records import ItemRecord
+
+        service, unwanted_ids = self._service, []
+        if not (service.staged_start and service.supports("list_runs") and service.supports("get_run")):
+            return
+        try:
+            runs = await self._hook.arun(find_stamped_runs(service, stamp), send=self._transport.send)
+        except FlowError as error:
+            log.warning(LIST_FAILED, shorten(error))
+            return
+        for run in runs:
+            record, key = RunRecord.from_stamp(run), get_stamp(run).get("batch_key")
+            is_wanted = record is not None and record.generation == self._records.header.generation
+            is_usable = is_wanted and run.state not in NOT_RESUMABLE_STATES
+            if record is not None and is_usable and isinstance(key, str) and self._records.get(key) is None:
+                adopted = ItemRecord(record.fingerprint, run.flow_run_id, ItemState.ACTIVE, 1)
+                self._records.put(key, replace(adopted, deadline=record.deadline))
+            elif not run.is_final and run.state is not FlowState.CREATED:
+                unwanted_ids.append(run.flow_run_id)
+        if unwanted_ids and self._options.abort_on_kill and service.supports("abort"):
+            count = await abort_killed_runs(self._hook, unwanted_ids)
+            log.info("%d flow runs of earlier tries were active, and were aborted", count)
+
+    async def clean_up(self, earlier_stamp: dict[str, Any] | None, keys: Collection[str]) -> None:
+        """Abort the active runs of items that are gone, and delete runs whose ids could not be saved.
+
+        :param earlier_stamp: as that of a `BatchTask`.
+        :param keys: of the active items of the batch.
+        """
+        active = self._records.get_active()
+        if earlier_stamp is not None:
+            known_ids = {record.flow_run_id for record in active.values() if record.flow_run_id}
+            conversation = delete_created_runs(self._service, earlier_stamp, known_ids)
+            await self._hook.arun(conversation, send=self._transport.send)
+        for key in keys:
+            del active[key]
+        run_ids = [record.flow_run_id for record in active.values() if record.flow_run_id]
+        if run_ids and self._options.abort_on_kill and self._service.supports("get_run"):
+            log.info("%d items are not in the batch any more; their flow runs are aborted", len(run_ids))
+            await abort_killed_runs(self._hook, run_ids)
+        for key, record in active.items():
+            self._records.put(key, replace(record, state=ItemState.ABORTED))
 
     async def resume(self, item: BatchItem, *, after_deferral: bool = False) -> FlowRun | None:
         """Return the run that was started for an item before; None if a new one must be started.
@@ -222,6 +291,14 @@ class ItemRunner:
             await asyncio.to_thread(self._records.save, item.key, found)
         return run
 
+    async def reserve_start(self) -> Reservation | None:
+        """Return the permission to start a run, None if the account has too many active ones.
+
+        :raises FlowQuotaExceeded: the account has started too many runs within the last 24 hours.
+        :raises FlowServiceError: the account's runs could not be counted.
+        """
+        return await self._hook.arun(self._hook.account.reserve_start(), send=self._transport.send)
+
     async def start(self, item: BatchItem) -> FlowRun:
         """Start a new run for an item, or return a completed one whose outputs are reused.
 
@@ -259,10 +336,12 @@ class ItemRunner:
         unstarted = replace(new, state=ItemState.PENDING, attempts=attempt - 1)
         save = self._create_save(item.key, new, unstarted)
         try:
-            with self._hook.check_quota(f"Item {item.key} was not started"):
+            with self._hook.account.check_quota(f"Item {item.key} was not started"):
                 run = await self._run(item, start(self._service, request, run_record, save))
         except FlowServiceError as error:
-            if not error.outcome_unknown:
+            # with a rejected key the created run was not deleted, so that its record is needed to delete it
+            is_left = isinstance(error, FlowAuthError) and self._service.staged_start
+            if not error.outcome_unknown and not is_left:
                 self._records.put(item.key, unstarted)
             raise
         except Exception:  # of the store, after which the start protocol has deleted the run
@@ -409,3 +488,9 @@ class ItemRunner:
 def is_repeatable(error: Exception) -> bool:
     """Return whether it makes sense to run an item again after an error: it is not one of the item itself."""
     return not (isinstance(error, FlowInputError) and error.is_permanent)
+
+
+def shorten(error: Exception) -> str:
+    """Return the text of an error for one line of the log."""
+    text = str(error) if isinstance(error, FlowError) else redact_text(str(error))
+    return to_line(text)[:MAX_FAILURE_LENGTH] or type(error).__name__

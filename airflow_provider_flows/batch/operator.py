@@ -207,6 +207,8 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         program = batch_try.run(defers=defers, final_run_ids=final_run_ids)
         if program.deferred_run_ids:
             self._defer(program.deferred_run_ids, program.first_deadline, ends_at, rejections)
+        if program.awaits_account:
+            self._defer_start(ends_at)
         return batch_try.finish(program)
 
     def _defer(
@@ -235,6 +237,17 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
             ),
             method_name=self.execute_complete.__name__,
             timeout=deferral_timeout(schedule),
+        )
+
+    def _defer_start(self, ends_at: float | None) -> None:
+        """Defer the task, which has no active flow run, until the account may have another one."""
+        from airflow_provider_flows.triggerer.kill_check import deferral_timeout
+        from airflow_provider_flows.triggerer.start_trigger import FlowStartTrigger  # slow to import
+
+        self.defer(
+            trigger=FlowStartTrigger(self.flows_conn_id, self.flow, ends_at),
+            method_name=self.execute_complete.__name__,
+            timeout=deferral_timeout(Schedule.of(self.poll_interval, self.max_poll_interval, ends_at)),
         )
 
     def _create_policy(self) -> BatchPolicy:

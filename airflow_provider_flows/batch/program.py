@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from airflow_provider_flows.batch.item_run import BatchTask, ItemRunner, is_repeatable
+from airflow_provider_flows.batch.item_run import BatchTask, ItemRunner, is_repeatable, shorten
 from airflow_provider_flows.batch.records import ItemRecord
+from airflow_provider_flows.core.account_limits import MAX_WAIT_SECONDS, MIN_WAIT_SECONDS
 from airflow_provider_flows.core.batch import (
     BatchItem,
     BatchPolicy,
@@ -34,19 +38,9 @@ from airflow_provider_flows.core.exceptions import (
     FlowRunAborted,
     FlowRunFailed,
 )
-from airflow_provider_flows.core.flow_run import FlowState, failure_error
-from airflow_provider_flows.core.redaction import redact_text
-from airflow_provider_flows.core.safe_text import to_line
-from airflow_provider_flows.core.start_or_resume import (
-    NOT_RESUMABLE_STATES,
-    RunRecord,
-    delete_created_runs,
-    find_stamped_runs,
-    get_stamp,
-)
+from airflow_provider_flows.core.flow_run import failure_error
 from airflow_provider_flows.storage.atomic_file import CancelledWriteError
-from airflow_provider_flows.triggerer.kill_check import abort_killed_runs
-from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
+from airflow_provider_flows.worker.task_try import CREDENTIALS_CHANGED
 
 if TYPE_CHECKING:
     from airflow_provider_flows.batch.item_run import RunOptions
@@ -59,16 +53,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FULL_LOG_SECONDS = 60.0  # between two lines about an account with too many active flow runs
+ACCOUNT_CHECK_SECONDS = 300.0  # after which a deferred batch counts the account's active flow runs again
 LOG_SECONDS = 30.0  # between two lines about the progress
 MANIFEST_SECONDS = 60.0  # between two versions of the manifest
 MAX_LOGGED_FAILURES = 50
 MAX_THREADS = 48  # for starts that are being saved, fetches and files
 ITEMS_PER_READ = 16  # of the source, which is read in a thread
-MAX_FAILURE_LENGTH = 500  # characters of a line about a failed item
-LIST_FAILED = (
-    "No records of earlier tries are saved, and the list of flow runs cannot be searched. If an earlier try "
-    "has started flow runs that are active, they continue, and are billed: check them at the service. %s"
-)
 
 
 class BatchProgram:
@@ -78,6 +69,7 @@ class BatchProgram:
         second one, items that the flow does not accept are problems, too.
     :param results: gets a line for each item that has ended.
     :param cancellation: is set when the task is killed.
+    :param reload_hook: looks the connection up again, and returns its hook.
     """
 
     def __init__(
@@ -91,8 +83,10 @@ class BatchProgram:
         results: BatchResults,
         task: BatchTask,
         cancellation: Cancellation,
+        reload_hook: Callable[[], FlowsHook],
     ) -> None:
-        self._hook, (self._source, self._checked_source) = hook, sources
+        self._hook, self._reload_hook = hook, reload_hook
+        self._source, self._checked_source = sources
         self._policy, self._options, self._task = policy, options, task
         self._records, self._results, self._cancellation = records, results, cancellation
         self.state = BatchState(policy, 0 if task.is_first_part else records.header.failures_in_row)
@@ -102,12 +96,19 @@ class BatchProgram:
         """The ids of the active runs that are left to a trigger."""
         self.first_deadline: float | None = None
         """The first deadline of these runs, in epoch seconds, None if they have none."""
+        self.awaits_account = False
+        """Whether the task can be deferred until the account has fewer active runs."""
         self._has_changed = asyncio.Event()
         self._rows: dict[str, int] = {}  # of the items in progress, by key
         self._skipped = bytearray()  # 1 for each item, in the order of the source, that is not to be taken
         self._deferred_keys: set[str] = set()
+        self._unstarted: deque[BatchItem] = deque()  # taken while the account had too many active runs
+        self._full_until = 0.0  # monotonic seconds, until which no other item is taken for that reason
+        self._full_logged_at = -FULL_LOG_SECONDS
         self._logged_failures = 0
         self._runner: ItemRunner
+        self._transports: AsyncExitStack
+        self._reload_lock = asyncio.Lock()
 
     async def run(self) -> None:
         """Run the items until all have ended, no other is started, or all that are active can be deferred.
@@ -117,20 +118,22 @@ class BatchProgram:
         """
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(MAX_THREADS, "flows-batch"))
-        async with self._hook.async_transport() as transport:
-            limited = RateLimitedTransport(transport, self._hook)
+        async with AsyncExitStack() as self._transports:
+            transport = await self._transports.enter_async_context(self._hook.async_transport())
             self._runner = ItemRunner(
                 self._hook,
-                limited,
+                transport,
                 self._options,
                 self._records,
                 try_number=self._task.try_number,
                 cancellation=self._cancellation,
             )
             if self._task.is_first_part and self._task.earlier_stamp is not None and not self._records:
-                await self._adopt_listed_runs(limited, self._task.earlier_stamp)
+                await self._runner.adopt_listed_runs(self._task.earlier_stamp)
             active_items = await asyncio.to_thread(self._read_all)
-            await self._clean_up(limited, active_items)
+            if self._task.is_first_part:
+                keys = [item.key for item in active_items]
+                await self._runner.clean_up(self._task.earlier_stamp, keys)
             async with asyncio.TaskGroup() as group:
                 reporter = group.create_task(self._report())
                 for item in active_items:
@@ -139,36 +142,13 @@ class BatchProgram:
                 reporter.cancel()
         self._records.change_header(failures_in_row=self.state.failures_in_row)
         await asyncio.to_thread(self._records.flush)
-        if self.deferred_run_ids:
+        if self.awaits_account:  # the account is checked again although these runs may be active for hours
+            check_at = time.time() + ACCOUNT_CHECK_SECONDS
+            self.first_deadline = min(check_at, self.first_deadline or check_at)
+        if self.deferred_run_ids or self.awaits_account:
             await self._flush_results()
         else:
             await self._end()
-
-    async def _adopt_listed_runs(self, transport: RateLimitedTransport, stamp: dict[str, Any]) -> None:
-        """Find the runs of earlier tries whose records were deleted, or never saved, in the service's list.
-
-        Those of this run of the task are resumed by new records; others that are active are aborted.
-        """
-        service, unwanted_ids = self._hook.service, []
-        if not (service.staged_start and service.supports("list_runs") and service.supports("get_run")):
-            return
-        try:
-            runs = await self._hook.arun(find_stamped_runs(service, stamp), send=transport.send)
-        except FlowError as error:
-            log.warning(LIST_FAILED, _shorten(error))
-            return
-        for run in runs:
-            record, key = RunRecord.from_stamp(run), get_stamp(run).get("batch_key")
-            is_wanted = record is not None and record.generation == self._records.header.generation
-            is_usable = is_wanted and run.state not in NOT_RESUMABLE_STATES
-            if record is not None and is_usable and isinstance(key, str) and self._records.get(key) is None:
-                adopted = ItemRecord(record.fingerprint, run.flow_run_id, ItemState.ACTIVE, 1)
-                self._records.put(key, replace(adopted, deadline=record.deadline))
-            elif not run.is_final and run.state is not FlowState.CREATED:
-                unwanted_ids.append(run.flow_run_id)
-        if unwanted_ids and self._options.abort_on_kill and service.supports("abort"):
-            count = await abort_killed_runs(self._hook, unwanted_ids)
-            log.info("%d flow runs of earlier tries were active, and were aborted", count)
 
     # The first pass over the items, in a thread
 
@@ -225,24 +205,6 @@ class BatchProgram:
         is_same_request = record.fingerprint == self._options.compute_fingerprint(item)
         return record.state if is_same_request else ItemState.PENDING
 
-    async def _clean_up(self, transport: RateLimitedTransport, active_items: Collection[BatchItem]) -> None:
-        """Abort the active runs of items that are gone, and delete runs whose ids could not be saved."""
-        if not self._task.is_first_part:
-            return
-        active, service = self._records.get_active(), self._hook.service
-        if self._task.earlier_stamp is not None:
-            known_ids = {record.flow_run_id for record in active.values() if record.flow_run_id}
-            conversation = delete_created_runs(service, self._task.earlier_stamp, known_ids)
-            await self._hook.arun(conversation, send=transport.send)
-        for item in active_items:
-            del active[item.key]
-        run_ids = [record.flow_run_id for record in active.values() if record.flow_run_id]
-        if run_ids and self._options.abort_on_kill and service.supports("get_run"):
-            log.info("%d items are not in the batch any more; their flow runs are aborted", len(run_ids))
-            await abort_killed_runs(self._hook, run_ids)
-        for key, record in active.items():
-            self._records.put(key, replace(record, state=ItemState.ABORTED))
-
     # Taking items
 
     async def _take_items(self, group: asyncio.TaskGroup) -> None:
@@ -259,6 +221,15 @@ class BatchProgram:
             if step is Step.WAIT:
                 await self._has_changed.wait()
                 continue
+            if (seconds := self._full_until - time.monotonic()) > 0:
+                if self._task.defers and self.state.is_left_to_trigger:
+                    self.awaits_account = True
+                    return
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._has_changed.wait(), seconds)
+                continue
+            while self._unstarted:
+                waiting.append(self._unstarted.pop())
             if not waiting:
                 waiting = await asyncio.to_thread(lambda: list(islice(items, ITEMS_PER_READ)))
                 waiting.reverse()
@@ -321,14 +292,11 @@ class BatchProgram:
     async def _run_until_completed(self, item: BatchItem) -> FlowRun | None:
         """Return the completed run of an item; None if it has none, and its state was recorded."""
         while True:
-            is_starting = True
+            is_starting, hook = True, self._hook
             try:
                 run = await self._runner.resume(item, after_deferral=not self._task.is_first_part)
-                if run is None:
-                    if self.state.stop_reason is not None:
-                        self._change(ItemState.ACTIVE, ItemState.PENDING)
-                        return None
-                    run = await self._runner.start(item)
+                if run is None and (run := await self._start(item)) is None:
+                    return None
                 is_starting = False
                 if not run.is_final and self._task.defers and self._is_in_time(self._records.get(item.key)):
                     self._defer_item(item, run)
@@ -339,6 +307,8 @@ class BatchProgram:
                     return run
                 raise failure_error(run)  # noqa: TRY301  # handled as any other failure of the item
             except Exception as error:  # noqa: BLE001  # an item ends with any error
+                if await self._has_new_key(hook, error):
+                    continue
                 if self._ends_batch(error, is_starting=is_starting):
                     self._end_batch(error)
                     self._change(ItemState.ACTIVE, ItemState.PENDING)
@@ -347,14 +317,66 @@ class BatchProgram:
                     self._end_item(item, ItemState.ACTIVE, error)
                     return None
 
+    async def _start(self, item: BatchItem) -> FlowRun | None:
+        """Start a run for an item; return None if the item is left for later, or the batch has ended."""
+        if self.state.stop_reason is not None:
+            self._change(ItemState.ACTIVE, ItemState.PENDING)
+            return None
+        reservation = await self._runner.reserve_start()
+        if reservation is None:
+            self._put_back(item)
+            return None
+        with reservation.hold():
+            return await self._runner.start(item)
+
+    async def _has_new_key(self, hook: FlowsHook, error: Exception) -> bool:
+        """Return whether an error is the rejection of a key, and the connection has another one by now.
+
+        :param hook: with which the request was sent.
+        """
+        if not isinstance(error, FlowAuthError):
+            return False
+        async with self._reload_lock:
+            if self._hook is not hook:  # an item before this one has found it
+                return True
+            try:
+                latest = await asyncio.to_thread(self._reload_hook)
+            except Exception:  # noqa: BLE001  # any error of Airflow's; the rejection is what to report
+                return False
+            same_host = latest.settings.base_url == hook.settings.base_url
+            if latest.settings == hook.settings or not same_host:
+                return False
+            transport = await self._transports.enter_async_context(latest.async_transport())
+            self._hook = latest
+            self._runner.use(latest, transport)
+            log.info(CREDENTIALS_CHANGED, latest.flows_conn_id)
+            return True
+
+    def _put_back(self, item: BatchItem) -> None:
+        """Leave an item for later, because the account has too many active runs."""
+        record = self._records.get(item.key)
+        if record is not None:  # of a run that has failed; after a deferral, it would count as the result
+            self._records.put(item.key, replace(record, state=ItemState.PENDING))
+        self._unstarted.append(item)
+        self.state.has_more = True
+        now = time.monotonic()
+        self._full_until = now + random.uniform(MIN_WAIT_SECONDS, MAX_WAIT_SECONDS)  # noqa: S311  # no secret
+        if now - self._full_logged_at >= FULL_LOG_SECONDS:
+            self._full_logged_at = now
+            log.info("No other flow run is started for now, because the account has max_active_runs active")
+        self._change(ItemState.ACTIVE, ItemState.PENDING)
+
     async def _fetch_until_stored(self, item: BatchItem, run: FlowRun) -> None:
         while True:
+            hook = self._hook
             try:
                 fetched_run = await self._runner.fetch(item, run)
             except CancelledWriteError:
                 self._change(ItemState.FETCHING, ItemState.FAILED)
                 return
             except Exception as error:  # noqa: BLE001  # any error of a storage's library
+                if await self._has_new_key(hook, error):
+                    continue
                 if isinstance(error, FlowAuthError):
                     self._end_batch(error)
                 if not self._may_repeat(item, error):
@@ -376,7 +398,7 @@ class BatchProgram:
         if isinstance(error, FlowQuotaExceeded):
             self._records.change_header(has_quota_error=True)
         if self.state.stop_reason is None:
-            log.warning("No other flow run is started, because of an error: %s", _shorten(error))
+            log.warning("No other flow run is started, because of an error: %s", shorten(error))
         self.state.stop(type(error).__name__)
 
     def _may_repeat(self, item: BatchItem, error: Exception) -> bool:
@@ -408,7 +430,7 @@ class BatchProgram:
         self._change(old, new)
         self._logged_failures += 1
         if self._logged_failures <= MAX_LOGGED_FAILURES:
-            log.warning("Item %s %s: %s", item.key, new, _shorten(error))
+            log.warning("Item %s %s: %s", item.key, new, shorten(error))
         elif self._logged_failures == MAX_LOGGED_FAILURES + 1:
             log.warning("Further failures are in %s only", self._results.failed_items_uri)
 
@@ -454,7 +476,7 @@ class BatchProgram:
             }
             completed_keys = await asyncio.to_thread(self._results.write, active)
         except Exception as error:  # noqa: BLE001  # any error of a store
-            log.warning("The manifest could not be written: %s", _shorten(error))
+            log.warning("The manifest could not be written: %s", shorten(error))
             return
         if not self._hook.service.supports("get_run"):
             for key in completed_keys:
@@ -474,9 +496,3 @@ class BatchProgram:
 
 def _to_state(error: Exception) -> ItemState:
     return ItemState.ABORTED if isinstance(error, FlowRunAborted) else ItemState.FAILED
-
-
-def _shorten(error: Exception) -> str:
-    """Return the text of an error for one line of the log."""
-    text = str(error) if isinstance(error, FlowError) else redact_text(str(error))
-    return to_line(text)[:MAX_FAILURE_LENGTH] or type(error).__name__

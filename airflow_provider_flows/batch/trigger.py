@@ -18,6 +18,7 @@ from airflow_provider_flows.triggerer.kill_check import (
     check_unknown,
     get_class_path,
     min_event_delay,
+    reload_hook,
 )
 
 if TYPE_CHECKING:
@@ -117,6 +118,15 @@ class FlowBatchTrigger(KillableTrigger):
 
         self.hook = hook = await get_cached_hook(self.flows_conn_id)
         self.warm_up_task_states()
+        try:
+            return await self._wait_with(hook)
+        except FlowAuthError:
+            self.hook = latest = await reload_hook(hook)
+            if latest.settings == hook.settings:
+                raise
+        return await self._wait_with(latest)
+
+    async def _wait_with(self, hook: FlowsHook) -> set[str]:
         waits = {
             asyncio.create_task(self._wait_for_run(hook, flow_run_id)): flow_run_id
             for flow_run_id in self.flow_run_ids

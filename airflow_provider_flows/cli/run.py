@@ -34,6 +34,7 @@ from airflow_provider_flows.cli.terminal import (
     is_terminal,
     show_one,
 )
+from airflow_provider_flows.core.account_limits import StartWait
 from airflow_provider_flows.core.exceptions import (
     FlowError,
     FlowInputError,
@@ -75,7 +76,7 @@ def run(args: Namespace) -> Exit:
         echo_err(f"The outputs of the {reused_run} are reused; no flow run is started.")
         show_one(reused_run.to_dict(), args.output)
         return Exit.DONE
-    flow_run = _RunStarter(hook, request, args).start()
+    flow_run = _RunStarter(hook, request, args, schedule.deadline).start()
     if flow_run is None:
         return Exit.INTERRUPTED
     if args.no_wait and not flow_run.is_final:
@@ -105,10 +106,11 @@ def watch(args: Namespace) -> Exit:
 class _RunStarter:
     """One start, which Ctrl-C may interrupt."""
 
-    def __init__(self, hook: FlowsHook, request: RunRequest, args: Namespace) -> None:
+    def __init__(self, hook: FlowsHook, request: RunRequest, args: Namespace, deadline: float | None) -> None:
         self._hook, self._request, self._args = hook, request, args
         self._record = RunRecord(request.fingerprint, GENERATION)
         self._validate = not args.no_validate
+        self._wait = StartWait(deadline, log=echo_err)
         self._is_sent = False
         # whether a run has an id at the service and can be polled
         self._supports_get_run = hook.service.supports("get_run")
@@ -121,7 +123,11 @@ class _RunStarter:
         """
         try:
             flow_run = self._hook.start_from_request(
-                self._request, record=self._record, save=self._save, validate=self._validate
+                self._request,
+                record=self._record,
+                save=self._save,
+                validate=self._validate,
+                wait=self._wait,
             )
             if self._supports_get_run:
                 echo_err(f"The {flow_run} is started.")

@@ -253,13 +253,18 @@ class BatchState:
         """
         return self.stop_reason is None and failures <= self.policy.item_retries
 
+    @property
+    def is_left_to_trigger(self) -> bool:
+        """Whether nothing is left to do here, but to start other runs."""
+        return self.counts[ItemState.ACTIVE] + self.counts[ItemState.FETCHING] <= self.deferred
+
     def next_step(self) -> Step:
         """Return what to do next."""
         active, fetching = self.counts[ItemState.ACTIVE], self.counts[ItemState.FETCHING]
         has_room = active < self.policy.max_active_runs and fetching < MAX_FETCHING_ITEMS
         if self.has_more and has_room and self.stop_reason is None:
             return Step.START
-        return Step.WAIT if active + fetching > self.deferred else Step.END
+        return Step.END if self.is_left_to_trigger else Step.WAIT
 
     def find_failure(self) -> str | None:
         """Return why the task fails, after everything has been tried; None if it succeeds."""

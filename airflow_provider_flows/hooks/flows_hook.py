@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -15,18 +14,11 @@ from airflow_provider_flows import connection as conn
 from airflow_provider_flows import metrics
 from airflow_provider_flows.base_hook import BaseFlowsHook, log_accepted_file
 from airflow_provider_flows.core import start_or_resume
-from airflow_provider_flows.core.exceptions import (
-    FlowError,
-    FlowInputError,
-    FlowQuotaExceeded,
-    FlowServiceError,
-)
+from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowServiceError
 from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.http import allow_urls
 from airflow_provider_flows.core.payload.data_uri import Content
-from airflow_provider_flows.core.payload.download import (
-    RepeatedFileFilter,
-)
+from airflow_provider_flows.core.payload.download import RepeatedFileFilter
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.schedule import Schedule, expected_end, to_seconds
 from airflow_provider_flows.core.polling.wait import Wait
@@ -38,9 +30,10 @@ from airflow_provider_flows.core.validation import (
     coerce_parameters,
     collect_problems,
 )
-from airflow_provider_flows.hooks.preflight import Preflight
+from airflow_provider_flows.hooks.preflight import AccountGuard, Preflight
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.core.account_limits import StartWait
     from airflow_provider_flows.core.definition import FlowDefinition
     from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
     from airflow_provider_flows.core.graph import FlowGraph
@@ -111,6 +104,7 @@ class FlowsHook(BaseFlowsHook):
         record: RunRecord | None = None,
         save: SaveRecord | None = None,
         validate: bool = True,
+        wait: StartWait | None = None,
     ) -> FlowRun:
         """Start a flow run from a request that `build_request` has returned.
 
@@ -119,50 +113,36 @@ class FlowsHook(BaseFlowsHook):
             requests as possible.
         :param save: saves a record, so that a later try of the task can resume the flow run.
         :param validate: as for `start`.
+        :param wait: how to wait for the limits of the account; by default without a deadline.
         :raises FlowInputError: as for `start`.
+        :raises FlowTimeout: the account had too many active flow runs until the deadline of `wait`.
         :raises FlowServiceError: as for `start`.
         """
         starting = partial(start_or_resume.start_without_record, self.service)
         if record is not None and save is not None:
             starting = partial(start_or_resume.start, self.service, record=record, save=save)
-        return self._start(request, Problems(), starting, validate=validate)
+        return self._start(request, Problems(), starting, wait, validate=validate)
 
     def _start(
         self,
         request: RunRequest,
         problems: Problems,
         starting: Callable[[RunRequest], Conversation[FlowRun]],
+        wait: StartWait | None = None,
         *,
         validate: bool,
     ) -> FlowRun:
         self.hidden_inputs = request.inputs
-        with self.check_quota(f"Flow {request.flow} was not started"):
+        with self.account.check_quota(f"Flow {request.flow} was not started"):
             request = self.prepare(request, problems, validate=validate)
-            with self.log_start(request.flow):
+            reservation = self.run(self.account.wait_for_start(request.flow, wait))
+            with reservation.hold(), self.log_start(request.flow):
                 return self.run(starting(request))
 
-    @contextmanager
-    def check_quota(self, what: str, *, clear: bool = True) -> Iterator[None]:
-        """Run a block that starts a flow run, unless the account's quota was just used up.
-
-        :param what: what is not done then, for the message.
-        :param clear: whether the block's success shows that the account has quota or credit again.
-        :raises FlowQuotaExceeded: it was, here or in another process of this host; nothing was sent.
-        """
-        from airflow_provider_flows.storage.quota_marker import QuotaMarker
-
-        settings = self.settings
-        marker = QuotaMarker(self.service.name, settings.base_url, settings.secrets)
-        with self.add_connection_to_errors():
-            marker.raise_if_set(what)
-        try:
-            yield
-        except FlowQuotaExceeded as error:
-            if error.is_permanent:  # else a poll was rejected, and whether a start would be is unknown
-                marker.set(error)
-            raise
-        if clear:
-            marker.clear()
+    @property
+    def account(self) -> AccountGuard:
+        """The checks of the account's quota and limits before a flow run is started."""
+        return AccountGuard(self)
 
     def prepare(self, request: RunRequest, problems: Problems, *, validate: bool) -> RunRequest:
         """Validate a request, and return it with what the flow's definition adds.
@@ -283,7 +263,7 @@ class FlowsHook(BaseFlowsHook):
 
         `add_input` adds its inputs, and `start_created_run` starts it.
         """
-        with self.check_quota(f"No flow run of {flow} was created", clear=False):
+        with self.account.check_quota(f"No flow run of {flow} was created", clear=False):
             return self.run(self.service.create(flow, parameters, additional))
 
     def add_input(self, flow_run_id: str, item: Any, input_conn_id: str | None = None) -> str | None:
@@ -301,12 +281,16 @@ class FlowsHook(BaseFlowsHook):
             message = "add_input takes one input"
             raise FlowInputError(message)
         self.hidden_inputs = inputs
-        with self.check_quota(f"No input was added to flow run {flow_run_id}", clear=False):
+        with self.account.check_quota(f"No input was added to flow run {flow_run_id}", clear=False):
             return self.run(self.service.add_input(flow_run_id, inputs[0]))
 
     def start_created_run(self, flow_run_id: str) -> None:
         """Start a flow run that `create` has created."""
-        with self.check_quota(f"Flow run {flow_run_id} was not started"):
+        account = self.account
+        with (
+            account.check_quota(f"Flow run {flow_run_id} was not started"),
+            self.run(account.wait_for_start(f"run {flow_run_id}")).hold(),
+        ):
             self.run(self.service.start_created_run(flow_run_id))
 
     def get_input(self, flow_run_id: str, asset_id: str) -> Content:

@@ -1,18 +1,29 @@
-"""Validation of a request before a flow run is created, and the cache of flow definitions that it uses."""
+"""What is checked before a flow run is started: its request, and the quota and the limits of the account."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from airflow_provider_flows.base_hook import warn_once
+from airflow_provider_flows.core.account_limits import (
+    AccountLimits,
+    Reservation,
+    StartWait,
+    reserve_start,
+    wait_for_start,
+)
 from airflow_provider_flows.core.definition import FlowDefinition
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowInputError,
     FlowNotFound,
+    FlowQuotaExceeded,
     FlowServiceError,
     FlowUnreachable,
 )
@@ -34,6 +45,10 @@ if TYPE_CHECKING:
 DEFINITION_TTL_SECONDS = 60.0
 DEFINITION_TIMEOUT_SECONDS = 15.0  # a run can start without a definition, and waits for it
 MAX_DEFINITION_ATTEMPTS = 2
+NO_LIST_TO_COUNT = (
+    "max_active_runs and max_runs_per_day of connection {!r} have no effect: {} does not list its flow runs, "
+    "so they cannot be counted"
+)
 NOT_VALIDATED = (
     "The definition of flow %s is not available, so its inputs and parameters are not validated: %s"
 )
@@ -197,3 +212,67 @@ class Preflight:
         elif isinstance(reason, FlowUnreachable):
             reason = "the service sent no response"
         self._hook.log.log(level, NOT_VALIDATED, request.flow, reason)
+
+
+class AccountGuard:
+    """The checks of an account before a flow run is started: its quota, and the limits in the connection."""
+
+    def __init__(self, hook: BaseFlowsHook) -> None:
+        self._hook = hook
+
+    @contextmanager
+    def check_quota(self, what: str, *, clear: bool = True) -> Iterator[None]:
+        """Run a block that starts a flow run, unless the account's quota was just used up.
+
+        :param what: what is not done then, for the message.
+        :param clear: whether the block's success shows that the account has quota or credit again.
+        :raises FlowQuotaExceeded: it was, here or in another process of this host; nothing was sent.
+        """
+        from airflow_provider_flows.storage.quota_marker import QuotaMarker
+
+        hook, settings = self._hook, self._hook.settings
+        marker = QuotaMarker(hook.service.name, settings.base_url, settings.secrets)
+        with hook.add_connection_to_errors():
+            marker.raise_if_set(what)
+        try:
+            yield
+        except FlowQuotaExceeded as error:
+            # a poll may have been rejected, or nothing was sent because of max_runs_per_day
+            if error.is_permanent and error.status is not None:
+                marker.set(error)
+            raise
+        if clear:
+            marker.clear()
+
+    def wait_for_start(self, flow: str, wait: StartWait | None = None) -> Conversation[Reservation]:
+        """Wait until the account may have another active flow run, as the connection limits it.
+
+        :param flow: the name of the flow, for messages.
+        :param wait: by default without a deadline, with lines in the log of the hook.
+        """
+        if not self._counts_runs():
+            return Reservation(time.time())
+        limits, wait = AccountLimits.from_extra(self._hook.extra), wait or StartWait(log=self._hook.log.info)
+        account = (*self._account, wait.is_for_other_process)
+        return (yield from wait_for_start(self._hook.service, account, limits, flow, wait))
+
+    def reserve_start(self) -> Conversation[Reservation | None]:
+        """Return the permission to start one flow run, None if the account has too many active ones."""
+        if not self._counts_runs():
+            return Reservation(time.time())
+        limits = AccountLimits.from_extra(self._hook.extra)
+        return (yield from reserve_start(self._hook.service, (*self._account, False), limits))
+
+    def _counts_runs(self) -> bool:
+        """Return whether the connection limits the account's flow runs, and its service lists them."""
+        if not AccountLimits.from_extra(self._hook.extra):
+            return False
+        if not self._hook.service.supports("list_runs"):
+            warn_once(NO_LIST_TO_COUNT.format(self._hook.flows_conn_id, self._hook.service.name))
+            return False
+        return True
+
+    @property
+    def _account(self) -> tuple[str, ...]:
+        settings = self._hook.settings
+        return self._hook.service.name, settings.base_url, *settings.secrets

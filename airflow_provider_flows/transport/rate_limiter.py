@@ -1,13 +1,12 @@
-"""The rate limiter that the requests of a connection share, and one for blocking requests of several threads.
-
-The triggers on an event loop share a `RateLimiter`, the threads of a process a `SharedRateLimiter`.
-"""
+"""The rate limiters of a process: one for each account, which all its threads and event loops share."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from copy import copy
 from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -17,13 +16,15 @@ from airflow_provider_flows.core.polling.schedule import MAX_RETRY_AFTER_SECONDS
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Request, Response
+    from airflow_provider_flows.core.redaction import ErrorTexts
+    from airflow_provider_flows.transport.asynchronous import AsyncTransport
     from airflow_provider_flows.transport.settings import Settings
 
 DEFAULT_RETRY_AFTER_SECONDS = 5.0  # after a 429 without Retry-After
 # between the first two requests after a block; each success halves the interval
 INITIAL_INTERVAL_SECONDS = 0.5
 MIN_INTERVAL_SECONDS = 0.001  # a shorter interval counts as none
-MAX_LIMITERS = 500  # that of the connection which was not used for the longest time is removed
+MAX_LIMITERS = 500  # that of the account which was not used for the longest time is removed
 TOO_MANY_REQUESTS, SERVICE_UNAVAILABLE = 429, 503
 
 
@@ -74,7 +75,7 @@ class RateLimiter:
 
 
 class SharedRateLimiter:
-    """A rate limiter for the requests of several threads.
+    """A rate limiter for the requests of several threads and event loops.
 
     :param per_second: maximum number of requests per second, None for no limit but the service's.
     """
@@ -83,33 +84,48 @@ class SharedRateLimiter:
         self._limiter = RateLimiter(per_second)
         self._lock = Lock()
 
-    def limit(
-        self, send: Callable[[Request], Response], max_wait: float = inf
-    ) -> Callable[[Request], Response]:
-        """Return a function that sends a request as soon as the limiter admits it.
+    def try_acquire(self) -> float:
+        """Return 0 and count one request as sent, or return the seconds after which to try again."""
+        with self._lock:
+            return self._limiter.try_acquire(time.monotonic())
 
-        The function raises `FlowRateLimited` at once if that takes too long.
+    def record_response(self, response: Response) -> bool:
+        """Adapt to a response, and return whether it starts a block."""
+        retry_after = response.retry_after(time.time())
+        with self._lock:
+            return self._limiter.record_response(response.status, retry_after, time.monotonic())
+
+    def limit(
+        self,
+        send: Callable[[Request], Response],
+        max_wait: float = inf,
+        is_foreign: Callable[[Request], bool] = lambda _: False,
+    ) -> Callable[[Request], Response]:
+        """Return a function that sends a request as soon as the limiter admits it; it blocks.
+
+        The function raises `FlowRateLimited` at once if that takes too long, or until after the request's
+        deadline.
 
         :param max_wait: longest time that a request waits, in seconds.
+        :param is_foreign: returns whether a request leads to another host than the service's, which is not
+            limited.
         """
 
         def send_limited(request: Request) -> Response:
+            if is_foreign(request):
+                return send(request)
             wait_until = time.monotonic() + max_wait
-            while delay := self._try_acquire():
+            if request.deadline is not None:
+                wait_until = min(wait_until, request.deadline)
+            while delay := self.try_acquire():
                 if time.monotonic() + delay > wait_until:
                     raise _rate_limited_error(request, delay)
                 time.sleep(delay)
             response = send(request)
-            retry_after = response.retry_after(time.time())
-            with self._lock:
-                self._limiter.record_response(response.status, retry_after, time.monotonic())
+            self.record_response(response)
             return response
 
         return send_limited
-
-    def _try_acquire(self) -> float:
-        with self._lock:
-            return self._limiter.try_acquire(time.monotonic())
 
 
 def _rate_limited_error(request: Request, delay: float) -> FlowRateLimited:
@@ -120,25 +136,69 @@ def _rate_limited_error(request: Request, delay: float) -> FlowRateLimited:
     return FlowRateLimited(message, retry_after=delay)
 
 
+class RateLimitedTransport:
+    """A transport of one event loop behind the rate limiter of its account.
+
+    :param on_block: called when the service demands that no request is sent for a time.
+    """
+
+    def __init__(
+        self,
+        transport: AsyncTransport,
+        limiter: SharedRateLimiter,
+        on_block: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._transport = transport
+        self._limiter = limiter
+        self._on_block = on_block
+        self._turn = asyncio.Lock()  # in which requests wait one after the other
+
+    def with_error_texts(self, error_texts: ErrorTexts) -> RateLimitedTransport:
+        """Return a transport over the same session whose errors hide the inputs of another flow run."""
+        other = copy(self)
+        other._transport = self._transport.with_error_texts(error_texts)  # noqa: SLF001  # the same class
+        return other
+
+    async def send(self, request: Request) -> Response:
+        """Send a request as soon as the rate limiter admits it."""
+        await self.acquire()
+        return await self.send_now(request)
+
+    async def acquire(self) -> None:
+        """Wait until the rate limiter admits one request."""
+        async with self._turn:
+            while delay := self._limiter.try_acquire():  # noqa: ASYNC110  # it waits for a time, not an event
+                await asyncio.sleep(delay)
+
+    async def send_now(self, request: Request) -> Response:
+        """Send a request that was admitted, and report its response to the rate limiter."""
+        response = await self._transport.send(request)
+        if self._limiter.record_response(response):
+            self._on_block()
+        return response
+
+
 class SharedRateLimiters:
-    """The rate limiters of the connections that a process uses, of at most `MAX_LIMITERS` connections."""
+    """The rate limiters of the accounts that a process uses, of at most `MAX_LIMITERS` accounts."""
 
     def __init__(self) -> None:
-        self._limiters: OrderedDict[str, tuple[tuple[object, ...], SharedRateLimiter]] = OrderedDict()
+        self._limiters: OrderedDict[Hashable, SharedRateLimiter] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, conn_id: str, settings: Settings, per_second: float) -> SharedRateLimiter:
-        """Return the rate limiter of a connection; a change of its host, key or rate gives it a new one."""
-        account = (settings.base_url, settings.credentials, per_second)
+    def get(self, settings: Settings, per_second: float | None) -> SharedRateLimiter:
+        """Return the rate limiter of an account; another host, key or rate has another one."""
+        account = (settings.base_url, tuple(sorted(settings.credentials.items())), per_second)
         with self._lock:
-            known_account, limiter = self._limiters.get(conn_id, (None, None))
-            if limiter is None or known_account != account:
-                limiter = SharedRateLimiter(per_second)
-                self._limiters[conn_id] = (account, limiter)
-            self._limiters.move_to_end(conn_id)
+            limiter = self._limiters.setdefault(account, SharedRateLimiter(per_second))
+            self._limiters.move_to_end(account)
             if len(self._limiters) > MAX_LIMITERS:
                 self._limiters.popitem(last=False)
             return limiter
+
+    def clear(self) -> None:
+        """Forget all limits that services have set."""
+        with self._lock:
+            self._limiters.clear()
 
 
 SHARED_RATE_LIMITERS = SharedRateLimiters()

@@ -32,7 +32,6 @@ from airflow_provider_flows.core.retry import NO_RETRY, Retry, with_retries
 from airflow_provider_flows.core.timestamps import parse_http_date
 from airflow_provider_flows.transport.asynchronous import run
 from airflow_provider_flows.triggerer.per_loop import PerLoop, get_cached_hook
-from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import FlowRun
@@ -165,11 +164,10 @@ class FinishedRunsFeed:
         """List all runs, because a list by state may leave some out; then poll those with too little data."""
         retry, clock = Retry(attempts=1 + hook.extra["retries"]), _ServerClock()
         async with hook.async_transport() as transport:
-            rate_limited = RateLimitedTransport(transport, hook)
 
             async def send(request: Request) -> Response:
                 metrics.count_list_poll()
-                return clock.observe(await rate_limited.send(request))
+                return clock.observe(await transport.send(request))
 
             with hook.add_connection_to_errors():
                 runs = await run(with_retries(hook.service.list_runs(), retry), send)
@@ -180,7 +178,7 @@ class FinishedRunsFeed:
                 )
                 polls: dict[str, FlowRun | FlowServiceError] = {}
                 try:
-                    await _poll_runs(hook, flow_run_ids, rate_limited.send, polls)
+                    await _poll_runs(hook, flow_run_ids, transport.send, polls)
                 finally:
                     self._finished_runs, snapshot = await asyncio.to_thread(
                         self._finished_runs.after_polls, listed_runs, polls, clock.started_at

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.base_hook import BaseFlowsHook
     from airflow_provider_flows.core.polling.schedule import Schedule
     from airflow_provider_flows.hooks import FlowsHook
-    from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
+    from airflow_provider_flows.transport.rate_limiter import RateLimitedTransport
 
 log = logging.getLogger(__name__)
 
@@ -420,13 +420,11 @@ class _AbortSession:
         from airflow_provider_flows.core.retry import with_retries
         from airflow_provider_flows.core.service import abort_run
         from airflow_provider_flows.transport.asynchronous import run
-        from airflow_provider_flows.triggerer.shared_poller import RateLimitedTransport
 
         async with self._slots:
             async with self._open_lock:
                 if self._transport is None:
-                    opened = await self._exits.enter_async_context(self._hook.async_transport())
-                    self._transport = RateLimitedTransport(opened, self._hook)
+                    self._transport = await self._exits.enter_async_context(self._hook.async_transport())
             with self._hook.add_connection_to_errors():
                 conversation = abort_run(self._hook.service, flow_run_id)
                 return await run(with_retries(conversation, self._hook.abort_retry), self._transport.send)

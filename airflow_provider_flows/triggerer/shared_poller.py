@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import Context
-from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakValueDictionary
 
 from airflow_provider_flows import metrics
 from airflow_provider_flows.core.exceptions import (
@@ -29,7 +27,6 @@ from airflow_provider_flows.core.polling.bulk import ActiveRuns, BulkPollPolicy,
 from airflow_provider_flows.core.polling.schedule import Done, Failed, deadline_error
 from airflow_provider_flows.core.retry import NO_RETRY, with_retries
 from airflow_provider_flows.transport.asynchronous import run
-from airflow_provider_flows.transport.rate_limiter import RateLimiter
 from airflow_provider_flows.triggerer.per_loop import PerLoop
 
 if TYPE_CHECKING:
@@ -38,8 +35,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.http import Request, Response
     from airflow_provider_flows.core.polling.schedule import Delay, PollStep
     from airflow_provider_flows.core.polling.wait import Wait
-    from airflow_provider_flows.core.redaction import ErrorTexts
-    from airflow_provider_flows.transport.asynchronous import AsyncTransport
+    from airflow_provider_flows.transport.rate_limiter import RateLimitedTransport
 
 MAX_CONCURRENT_POLLS = 32
 RUNS_PER_LOOP_TURN = 200  # runs of a list that are processed before other tasks on the loop get a turn
@@ -51,58 +47,6 @@ TICK_FRACTION = 0.1  # of the shortest poll interval: polls due within it are st
 
 LIST_TIMEOUT_SECONDS = 5.0  # for one page of a list
 MAX_UNCHANGED_LISTS = 20  # in a row; then the run is polled itself, because lists may be outdated
-
-
-class _SharedLimiter:
-    """A rate limiter, and the lock under which requests wait for it one after the other."""
-
-    def __init__(self, per_second: float | None) -> None:
-        self.limiter = RateLimiter(per_second)
-        self.lock = asyncio.Lock()
-
-
-_LIMITERS: PerLoop[WeakValueDictionary[Hashable, _SharedLimiter]] = PerLoop(WeakValueDictionary)
-
-
-def _get_limiter(hook: BaseFlowsHook) -> _SharedLimiter:
-    """Return the running loop's limiter for a service and credentials; it lives while a transport uses it."""
-    settings, per_second = hook.settings, hook.extra.get("max_requests_per_second")
-    key = (settings.base_url, tuple(sorted(settings.credentials.items())), per_second)
-    return _LIMITERS.get().setdefault(key, _SharedLimiter(per_second))
-
-
-class RateLimitedTransport:
-    """A transport behind the rate limiter of its connection (`max_requests_per_second` in the extra)."""
-
-    def __init__(self, transport: AsyncTransport, hook: BaseFlowsHook) -> None:
-        """Wrap a transport that this hook has opened."""
-        self._transport = transport
-        self._shared_limiter = _get_limiter(hook)
-
-    def with_error_texts(self, error_texts: ErrorTexts) -> RateLimitedTransport:
-        """Return a transport over the same session whose errors hide the inputs of another flow run."""
-        other = copy(self)
-        other._transport = self._transport.with_error_texts(error_texts)  # noqa: SLF001  # the same class
-        return other
-
-    async def send(self, request: Request) -> Response:
-        """Send a request as soon as the rate limiter admits it."""
-        await self.acquire()
-        return await self.send_now(request)
-
-    async def acquire(self) -> None:
-        """Wait until the rate limiter admits one request."""
-        async with self._shared_limiter.lock:
-            while delay := self._shared_limiter.limiter.try_acquire(time.monotonic()):  # noqa: ASYNC110  # it waits for a time, not an event
-                await asyncio.sleep(delay)
-
-    async def send_now(self, request: Request) -> Response:
-        """Send a request that was admitted, and report its response to the rate limiter."""
-        response = await self._transport.send(request)
-        retry_after = response.retry_after(time.time())
-        if self._shared_limiter.limiter.record_response(response.status, retry_after, time.monotonic()):
-            metrics.count_rate_limit_pause()
-        return response
 
 
 class _ListSender:
@@ -263,7 +207,7 @@ class SharedPoller:
         failure: BaseException | None = None
         try:
             async with self.hook.async_transport() as transport, asyncio.TaskGroup() as group:
-                self._transport = RateLimitedTransport(transport, self.hook)
+                self._transport = transport
                 await self._dispatch_polls(group)
         except BaseException as error:  # any error, because all subscribers wait for this task
             failure = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
-from airflow_provider_flows.core.exceptions import FlowError, FlowTimeout
+from airflow_provider_flows.core.account_limits import StartWait
+from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowTimeout
 from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.start_or_resume import (
     RunRecord,
@@ -188,9 +191,14 @@ def _get_resumable_record(task_try: TaskTry) -> RunRecord | None:
     return record
 
 
-def resume_or_start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
+def resume_or_start(
+    task_try: TaskTry, planned_run: PlannedRun, defer: Callable[[], None] | None = None
+) -> FlowRun:
     """Resume the flow run of an earlier try, or return one whose outputs are reused, or start one.
 
+    A start waits until the account may have another active run.
+
+    :param defer: defers the task for that; None to wait in this process.
     :raises FlowInputError: a new run would be invalid; the message lists every problem.
     :raises FlowTimeout: the deadline has passed, and no run was started.
     :raises FlowError: an earlier try saved a paid run, and it cannot be read.
@@ -203,7 +211,7 @@ def resume_or_start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
         push_run_id(task_try.context["ti"], run.flow_run_id)
         return run
     _raise_if_invalid(task_try, planned_run.request, planned_run.input_problems)
-    return _start(task_try, planned_run)
+    return _start(task_try, planned_run, defer)
 
 
 def _raise_if_invalid(task_try: TaskTry, request: RunRequest, problems: Problems) -> None:
@@ -270,30 +278,31 @@ def _open_record(record: RunRecord | None, hook: FlowsHook) -> RunRecord | None:
     return replace(record, saved_run=open_links(record.saved_run, hook.settings.secrets))
 
 
-def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
+def _start(task_try: TaskTry, planned_run: PlannedRun, defer: Callable[[], None] | None) -> FlowRun:
     hook, task_state, request = task_try.hook, task_try.task_state, planned_run.request
     _raise_if_late(planned_run)
     _warn_if_repeated(task_try, planned_run)
 
-    def raise_if_killed() -> None:
-        if task_try.cancellation.event.is_set():
-            message = f"The task was killed during the start of flow {request.flow}."
-            raise FlowError(message)
-
     def save(record: RunRecord | None) -> None:
         if hook.service.staged_start:  # nothing is billed yet
-            raise_if_killed()
+            _raise_if_killed(task_try, request)
         if record is not None and record.saved_run is not None:
             record = replace(record, saved_run=seal_links(record.saved_run, hook.settings.secrets))
         task_state.save_at_start(record, is_staged=hook.service.staged_start)
-        raise_if_killed()
+        _raise_if_killed(task_try, request)
 
     record = _create_record(task_try, planned_run)
     if not task_state.durable:  # else the start protocol adds it
         request = replace(request, additional=add_stamp(request.additional, record.stamp))
     try:
         run = hook.start_from_request(
-            request, record=record if task_state.durable else None, save=save, validate=task_try.validate
+            request,
+            record=record if task_state.durable else None,
+            save=save,
+            validate=task_try.validate,
+            wait=StartWait(
+                planned_run.deadline, partial(_on_wait, task_try, request, defer), task_try.log.info
+            ),
         )
     except (Exception, AirflowTaskTimeout):
         task_state.save_after_error()
@@ -305,6 +314,18 @@ def _start(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun:
     else:
         task_try.log.info("Started the %s", run)
     return run
+
+
+def _raise_if_killed(task_try: TaskTry, request: RunRequest) -> None:
+    if task_try.cancellation.event.is_set():
+        message = f"The task was killed during the start of flow {request.flow}."
+        raise FlowError(message)
+
+
+def _on_wait(task_try: TaskTry, request: RunRequest, defer: Callable[[], None] | None) -> None:
+    _raise_if_killed(task_try, request)
+    if defer is not None:
+        defer()
 
 
 def _raise_if_late(planned_run: PlannedRun) -> None:
@@ -346,3 +367,22 @@ def _create_record(task_try: TaskTry, planned_run: PlannedRun) -> RunRecord:
         host=hook.settings.base_url,
         created_by=task_state.stamp_of_this_try,
     )
+
+
+def reject_unused_output_path(task: Any, hook: FlowsHook) -> None:
+    """Raise an error if a task itself has an output path, and ends before there are outputs.
+
+    One in `default_args` is for the other tasks. A service without run ids returns the outputs at once.
+
+    :param task: an operator that does not wait for its flow run.
+    """
+    if not hook.service.supports("get_run"):
+        return
+    groups = [group for group in (task.get_dag(), task.task_group) if group is not None]
+    if task.output_path in [None, *((group.default_args or {}).get("output_path") for group in groups)]:
+        return
+    message = (
+        "output_path cannot be combined with wait_for_completion=False: the task ends before the run has "
+        "outputs. Remove one of the two; FetchFlowRunOperator stores the outputs later"
+    )
+    raise FlowInputError(message)

@@ -150,6 +150,13 @@ class TemplateCheckMixin:
                 problems.invalid.update(re.findall(r"^inputs\[[^]]*\]", where))
         return problems
 
+    def raise_if_connection_is_unusable(self) -> None:
+        """Raise all template problems if `flows_conn_id` has one, because every other check needs that."""
+        if self.get_template_problems({"flows_conn_id"}):
+            from airflow_provider_flows.core.validation import NOTHING_STARTED  # imports stay cheap
+
+            self.get_template_problems().raise_if_any(NOTHING_STARTED)
+
 
 def _create_recording_env(env: Any, recorder: TemplateRecorder) -> Any:
     """Return a copy of a Jinja environment whose templates are recorded while they are rendered."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.models.taskinstance import TaskInstance
 from airflow.providers.common.compat.sdk import DAG, Asset, AssetAlias, TaskDeferred
 from airflow.triggers.base import TriggerEvent
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
+from airflow_provider_flows.core.exceptions import FlowQuotaExceeded
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.triggers import FlowBatchTrigger
 from tests.support.airflow_run import run_dag
@@ -118,6 +121,31 @@ async def test_killed_trigger_aborts_all_runs(
     await kill_all([task])
     assert {run.state for run in emulator.paid_runs} == {"aborted"}
     assert len(emulator.paid_runs) == 20
+
+
+@needs("retry policies")
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_airflow_does_not_retry_a_used_up_quota(
+    emulator: Emulator, tmp_path: Path, *, deferrable: bool
+) -> None:
+    """402 in the middle of a batch fails its task in the first try, after the active runs have ended."""
+
+    def use_up(_: Any) -> None:
+        if emulator.started_count == 2:
+            emulator.switches.quota = 402
+
+    emulator.set_request_listener(use_up)
+    with DAG(f"batch_quota_{deferrable}", schedule=None) as dag:
+        arguments: dict[str, Any] = {"retries": 2, "retry_delay": timedelta(0), "deferrable": deferrable}
+        create_batch(tmp_path, create_items(4), max_active_runs=2, **arguments)
+    result = run_dag(dag)
+    assert type(result.errors["t"]) is FlowQuotaExceeded, result.log
+    with create_session() as session:
+        tries = session.scalar(select(TaskInstance.try_number).where(TaskInstance.run_id == result.run_id))
+    assert tries == 1
+    assert {run.state for run in emulator.paid_runs} == {"completed"}
+    states = sorted(read_manifest_states(tmp_path).values())
+    assert states == ["completed", "completed", "skipped", "skipped"]
 
 
 def read_events(run_id: str) -> list[dict[str, Any]]:

@@ -207,7 +207,7 @@ def test_unreadable_graph_is_one_of_the_problems(
     given = {**CHAIN_ARGUMENTS, "flow": "broken", "parameters": {"a": 1}, "output_path": "nonsense://b"}
     (message,) = get_messages("findings_graph", given)
     for part in (
-        "broken.json (field graphs of the connection)",
+        "broken.json (field graphs of connection 'promptchainer_default')",
         "'a' is not known",
         "'nonsense://b' cannot be written",
     ):

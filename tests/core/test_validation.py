@@ -494,12 +494,12 @@ def test_graph_file_is_loaded(tmp_path: Path) -> None:
     """The graph of a flow is `<flow>.json` in the folder, a path or a URI; without a file it is None."""
     (tmp_path / f"{SAMPLE}.json").write_text(json.dumps(sample_graphs()[SAMPLE].source))
     for folder in (str(tmp_path), f"{tmp_path.as_uri()}/"):
-        found = load_graph(folder, SAMPLE)
+        found = load_graph(folder, SAMPLE, "flows_default")
         assert isinstance(found, FlowGraph)
         assert found.variables == tuple(sample_graphs()[SAMPLE].variables)
-    assert load_graph(str(tmp_path), "other") is None
-    assert load_graph(str(tmp_path / "nowhere"), SAMPLE) is None
-    assert load_graph(None, SAMPLE) is None
+    assert load_graph(str(tmp_path), "other", "flows_default") is None
+    assert load_graph(str(tmp_path / "nowhere"), SAMPLE, "flows_default") is None
+    assert load_graph(None, SAMPLE, "flows_default") is None
 
 
 def test_unusual_graph_file_is_used_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -507,7 +507,7 @@ def test_unusual_graph_file_is_used_with_a_warning(tmp_path: Path, caplog: pytes
     nodes = [{"id": "a", "type": "variableNode", "data": {"variable": {"label": label}}} for label in "xy"]
     graph = {"nodes": nodes, "edges": [{"source": "a"}]}
     (tmp_path / "f.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(graph).encode())
-    found = load_graph(str(tmp_path), "f")
+    found = load_graph(str(tmp_path), "f", "flows_default")
     assert found is not None
     assert found.variables == ("x", "y")
     assert f"{tmp_path}/f.json is unusual: nodes[1] has the same id as nodes[0]" in caplog.text
@@ -521,7 +521,7 @@ def test_graph_file_is_never_outside_the_folder(tmp_path: Path, flow: str) -> No
     """A flow id that is a path is the name of no file."""
     (tmp_path / "in").mkdir()
     (tmp_path / "secret.json").write_text('{"nodes": [], "edges": []}')
-    assert load_graph(str(tmp_path / "in"), flow) is None
+    assert load_graph(str(tmp_path / "in"), flow, "flows_default") is None
 
 
 @pytest.mark.parametrize(
@@ -538,8 +538,8 @@ def test_graph_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes,
     """A file that is not a flow graph, or is too large, is rejected with its name and the field."""
     (tmp_path / "f.json").write_bytes(content)
     with pytest.raises(FlowInputError, match=data) as caught:
-        load_graph(str(tmp_path), "f")
-    assert f"{tmp_path}/f.json (field graphs of the connection)" in str(caught.value)
+        load_graph(str(tmp_path), "f", "flows_default")
+    assert f"{tmp_path}/f.json (field graphs of connection 'flows_default')" in str(caught.value)
     assert caught.value.is_permanent
 
 
@@ -549,7 +549,7 @@ def test_unreachable_store_is_a_flow_error(tmp_path: Path, folder: str) -> None:
     (tmp_path / "f.json").mkdir()
     for place in (folder, str(tmp_path)):
         with pytest.raises(FlowInputError, match="field graphs") as caught:
-            load_graph(place, "f")
+            load_graph(place, "f", "flows_default")
         assert "secret" not in str(caught.value)
         assert not caught.value.is_permanent
 

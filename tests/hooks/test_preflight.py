@@ -406,5 +406,7 @@ def test_exported_graph_replaces_a_missing_definition(
     assert away.validate(away.build_request("unknown", {"color": "red"}, None, None)) is None
 
     (tmp_path / "broken.json").write_text("{}")
-    with pytest.raises(FlowInputError, match=r"broken\.json \(field graphs of the connection\)"):
+    with pytest.raises(
+        FlowInputError, match=r"broken\.json \(field graphs of connection 'promptchainer_default'\)"
+    ):
         hook.validate(hook.build_request("broken", {"color": "red"}, None, None))
