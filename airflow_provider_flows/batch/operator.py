@@ -16,7 +16,7 @@ from airflow_provider_flows.worker.template_check import CHECKED_ARGUMENTS, Temp
 if TYPE_CHECKING:
     from airflow.sdk import Context, RetryPolicy
 
-    from airflow_provider_flows.batch.batch_try import BatchTry
+    from airflow_provider_flows.batch.task import TaskTry
     from airflow_provider_flows.hooks import FlowsHook
 
 PUBLIC_MODULE = "airflow_provider_flows.operators"  # from which the operator is imported
@@ -84,7 +84,7 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"items": "json", "parameters": "json"}
     ui_color = "#e4def5"
 
-    _current_try: BatchTry | None = None  # for `on_kill`
+    _current_try: TaskTry | None = None  # for `on_kill`
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
 
     def _run_part(
         self,
-        batch_try: BatchTry,
+        batch_try: TaskTry,
         final_run_ids: Sequence[str] | None = None,
         rejections: int = 0,
         *,
@@ -236,13 +236,10 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         hook.max_transfer_seconds = to_seconds("timeout", self.timeout)
         return hook
 
-    def _create_try(self, context: Context, *, is_first_part: bool = True) -> BatchTry:
-        from airflow_provider_flows.batch.batch_try import (  # imports stay cheap
-            BatchTry,
-            create_output_options,
-            create_stamp,
-        )
+    def _create_try(self, context: Context, *, is_first_part: bool = True) -> TaskTry:
+        from airflow_provider_flows.batch.batch_try import create_output_options  # imports stay cheap
         from airflow_provider_flows.batch.item_run import RunOptions
+        from airflow_provider_flows.batch.task import TaskTry, create_stamp
 
         schedule = Schedule.of(self.poll_interval, self.max_poll_interval)
         options = RunOptions(
@@ -257,15 +254,15 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
             self.abort_on_kill,
             create_stamp(context),
         )
-        return BatchTry(
-            context,
+        return TaskTry(
             self._get_hook(),
-            self._get_hook,
             self.items,
             self.columns,
             self._create_policy(),
             options,
-            self.validate == SKIP,
-            self.durable,
-            is_first_part,
+            context=context,
+            create_hook=self._get_hook,
+            skips_invalid_items=self.validate == SKIP,
+            durable=self.durable,
+            is_first_part=is_first_part,
         )

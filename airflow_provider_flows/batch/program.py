@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -20,6 +20,7 @@ from airflow_provider_flows.batch.records import ItemRecord
 from airflow_provider_flows.core.batch import (
     BatchItem,
     BatchPolicy,
+    BatchProgress,
     BatchState,
     ItemProblem,
     ItemState,
@@ -59,8 +60,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOG_SECONDS = 30.0  # between two lines about the progress
-MANIFEST_SECONDS = 60.0  # between two versions of the manifest
+REPORT_SECONDS = 5.0  # between two checks of whether a line or a manifest is due
 MAX_LOGGED_FAILURES = 50
 MAX_THREADS = 48  # for starts that are being saved, fetches and files
 ITEMS_PER_READ = 16  # of the source, which is read in a thread
@@ -78,6 +78,7 @@ class BatchProgram:
         second one, items that the flow does not accept are problems, too.
     :param results: gets a line for each item that has ended.
     :param cancellation: is set when the task is killed.
+    :param on_change: called on the event loop whenever the state of an item has changed.
     """
 
     def __init__(
@@ -91,10 +92,12 @@ class BatchProgram:
         results: BatchResults,
         task: BatchTask,
         cancellation: Cancellation,
+        on_change: Callable[[BatchState], None] = lambda _: None,
     ) -> None:
         self._hook, (self._source, self._checked_source) = hook, sources
         self._policy, self._options, self._task = policy, options, task
         self._records, self._results, self._cancellation = records, results, cancellation
+        self._on_change = on_change
         self.state = BatchState(policy, 0 if task.is_first_part else records.header.failures_in_row)
         self.error: Exception | None = None
         """The error that has ended the batch early, None if there is none."""
@@ -107,6 +110,7 @@ class BatchProgram:
         self._skipped = bytearray()  # 1 for each item, in the order of the source, that is not to be taken
         self._deferred_keys: set[str] = set()
         self._logged_failures = 0
+        self._has_read_all = False
         self._runner: ItemRunner
 
     async def run(self) -> None:
@@ -130,7 +134,9 @@ class BatchProgram:
             if self._task.is_first_part and self._task.earlier_stamp is not None and not self._records:
                 await self._adopt_listed_runs(limited, self._task.earlier_stamp)
             active_items = await asyncio.to_thread(self._read_all)
+            self._has_read_all = True
             await self._clean_up(limited, active_items)
+            self._on_change(self.state)
             async with asyncio.TaskGroup() as group:
                 reporter = group.create_task(self._report())
                 for item in active_items:
@@ -140,7 +146,7 @@ class BatchProgram:
         self._records.change_header(failures_in_row=self.state.failures_in_row)
         await asyncio.to_thread(self._records.flush)
         if self.deferred_run_ids:
-            await self._flush_results()
+            await self.flush_results()
         else:
             await self._end()
 
@@ -265,7 +271,7 @@ class BatchProgram:
                 waiting.reverse()
             if waiting:
                 item = waiting.pop()
-                self.state.move(ItemState.PENDING, ItemState.ACTIVE)
+                self._change(ItemState.PENDING, ItemState.ACTIVE)
                 self._take(group, item)
             else:
                 self.state.has_more = False
@@ -394,6 +400,7 @@ class BatchProgram:
     def _change(self, old: ItemState, new: ItemState) -> None:
         self.state.move(old, new)
         self._has_changed.set()
+        self._on_change(self.state)
 
     def _end_item(
         self, item: BatchItem, old: ItemState, error: Exception, run: FlowRun | None = None
@@ -424,27 +431,22 @@ class BatchProgram:
 
     async def _report(self) -> None:
         """Log the progress and write the manifest regularly."""
-        started_at = logged_at = flushed_at = time.monotonic()
-        first_ended, logged = self.state.ended, ""
+        progress = BatchProgress(self.state, time.monotonic())
         while True:
-            await asyncio.sleep(min(LOG_SECONDS, MANIFEST_SECONDS))
-            now = time.monotonic()
-            text = self.state.describe()
-            if text != logged and now - logged_at >= LOG_SECONDS:
-                seconds_left = self.state.estimate_seconds_left(
-                    self.state.ended - first_ended, now - started_at
-                )
-                log.info("%s", self.state.describe(seconds_left))
-                logged, logged_at = text, now
-            if now - flushed_at >= MANIFEST_SECONDS:
-                flushed_at = now
-                await self._flush_results()
+            await asyncio.sleep(REPORT_SECONDS)
+            if (line := progress.take_line(time.monotonic())) is not None:
+                log.info("%s", line)
+            if progress.is_manifest_due(time.monotonic()):
+                await self.flush_results()
 
-    async def _flush_results(self) -> None:
+    async def flush_results(self) -> None:
         """Write the manifest, and delete the responses whose outputs are stored now. An error is logged only.
 
-        The records are written first: a completed item whose line is missing is fetched again.
+        The records are written first: a completed item whose line is missing is fetched again. Nothing is
+        written before all items were read, because the lines of earlier tries are still missing then.
         """
+        if not self._has_read_all:
+            return
         try:
             await asyncio.to_thread(self._records.flush)
             active = {
@@ -465,7 +467,7 @@ class BatchProgram:
 
         :raises OSError: the store does not accept a file. A retry writes it without running an item again.
         """
-        await self._flush_results()
+        await self.flush_results()
         await asyncio.to_thread(self._results.write_end, self._source, self._records.get)
         if self._logged_failures > MAX_LOGGED_FAILURES:
             log.warning("%d items have failed; see %s", self._logged_failures, self._results.failed_items_uri)

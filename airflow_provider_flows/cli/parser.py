@@ -27,10 +27,10 @@ CLI_PACKAGE = __name__.rpartition(".")[0]
 class Exit(IntEnum):
     """How a command ended."""
 
-    DONE = 0, "success; for run and watch: the flow run completed"
-    FAILED = 1, "the flow run failed, or another error occurred (the service, a file)"
+    DONE = 0, "success; for run and watch: the flow run completed; for batch: enough items completed"
+    FAILED = 1, "the flow run failed, too few items completed, or another error (the service, a file)"
     USAGE = 2, "an argument, an input or the connection is invalid; nothing was paid"
-    ABORTED = 3, "the flow run was aborted"
+    ABORTED = 3, "the flow run was aborted; for batch: Ctrl-C aborted the active flow runs"
     TIMEOUT = 4, "--timeout expired; the flow run continues"
     NOT_FOUND = 5, "the service has no such flow, flow run or output"
     AUTH_ERROR = 6, "the service rejected the key"
@@ -92,6 +92,24 @@ def _parse_seconds(text: str) -> float:
         message = f"{text!r} is not a number of seconds that is more than 0"
         raise argparse.ArgumentTypeError(message)
     return seconds
+
+
+def _parse_count(text: str) -> int:
+    if not text.isdecimal():
+        message = f"{text!r} is not a whole number of at least 0"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
+def _parse_ratio(text: str) -> float:
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = -1
+    if not 0 <= ratio <= 1:
+        message = f"{text!r} is not a number from 0 to 1"
+        raise argparse.ArgumentTypeError(message)
+    return ratio
 
 
 def _parse_run_count(text: str) -> int:
@@ -198,6 +216,81 @@ ON_INTERRUPT = Arg(
     help="What Ctrl-C does to the flow run: ask whether to abort it, abort it, or leave it running\n"
     "(default: ask). Without a terminal, and on SIGTERM, ask means leave",
 )
+ITEMS = Arg(
+    ("items",),
+    help="A .jsonl, .csv or .parquet file with an item in each line or row, or a pattern for one item per\n"
+    "file, such as 'photos/*.png'; a path or a URI",
+)
+BATCH_OUTPUT_PATH = Arg(
+    ("--output-path", "--output"),
+    required=True,
+    metavar="PATH",
+    help="Where to write the files of each item, manifest.jsonl and failed.jsonl: a path or an object\n"
+    "storage URI. The same command with the same folder continues the batch",
+)
+BATCH_FORMAT = Arg(
+    ("-o", "--format"),
+    dest="output",
+    choices=ARG_OUTPUT.kwargs["choices"],
+    default=ARG_OUTPUT.kwargs["default"],
+    help="Output format (default: table)",
+)
+MAX_ACTIVE = Arg(
+    ("--max-active",),
+    type=_parse_count,
+    default=50,
+    metavar="N",
+    help="How many flow runs are active at the same time (default: 50)",
+)
+MIN_SUCCESS_RATIO = Arg(
+    ("--min-success-ratio",),
+    type=_parse_ratio,
+    default=1.0,
+    metavar="RATIO",
+    help="The part of the items that must complete, from 0 to 1 (default: 1)",
+)
+STOP_AFTER_FAILURES = Arg(
+    ("--stop-after-failures",),
+    type=_parse_count,
+    default=20,
+    metavar="N",
+    help="Start no other flow run after so many failures in a row; 0 for any number (default: 20)",
+)
+ITEM_RETRIES = Arg(
+    ("--item-retries",),
+    type=_parse_count,
+    default=0,
+    metavar="N",
+    help="How often one call runs a failed item again (default: 0)",
+)
+COLUMN = Arg(
+    ("--column",),
+    action="append",
+    type=_parse_name_value,
+    metavar="COLUMN=FIELD",
+    help="The field of an item for a column of a CSV or Parquet file, such as chair_prompt=inputs; may be\n"
+    "repeated. Without a field (notes=) the column is left out",
+)
+SKIP_INVALID = Arg(
+    ("--skip-invalid",),
+    action="store_true",
+    help="List items that cannot be sent in failed.jsonl, and run the others",
+)
+BATCH_TIMEOUT = Arg(
+    ("--timeout",),
+    type=_parse_seconds,
+    default=3600.0,
+    metavar="SECONDS",
+    help="Maximum time of one flow run; then it is aborted, and its item has failed (default: 3600)",
+)
+BATCH_ON_INTERRUPT = Arg(
+    ("--on-interrupt",),
+    choices=("ask", "abort", "leave"),
+    default="ask",
+    help="What Ctrl-C does to the active flow runs: ask whether to abort them, abort them, or leave them\n"
+    "running, so that the same command resumes them (default: ask). Without a terminal, and on SIGTERM, ask\n"
+    "means leave",
+)
 ASSET = Arg(
     ("--asset",),
     action="append",
@@ -256,6 +349,28 @@ def get_commands() -> list[GroupCommand]:
                 NO_WAIT,
             ),
             *wait_args,
+        ),
+        _build_command(
+            "batch",
+            "batch",
+            "Run a flow for each item of a file, and continue where an earlier call has ended",
+            *(
+                FLOW,
+                ITEMS,
+                BATCH_OUTPUT_PATH,
+                MAX_ACTIVE,
+                PARAM,
+                COLUMN,
+                INPUT_CONN_ID,
+                OUTPUT_CONN_ID,
+                MIN_SUCCESS_RATIO,
+                STOP_AFTER_FAILURES,
+                ITEM_RETRIES,
+                NO_VALIDATE,
+                SKIP_INVALID,
+            ),
+            *(BATCH_TIMEOUT, POLL_INTERVAL, BATCH_ON_INTERRUPT),
+            common_args=(CONN_ID, BATCH_FORMAT, ARG_VERBOSE),
         ),
         _build_command("watch", "run", "Wait for any flow run, with a progress bar", RUN, *wait_args),
         _build_command(
