@@ -14,6 +14,7 @@ from airflow_provider_flows.core.polling.schedule import Schedule, to_seconds
 from airflow_provider_flows.worker.template_check import CHECKED_ARGUMENTS, TemplateCheckMixin
 
 if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context, RetryPolicy
 
     from airflow_provider_flows.batch.task import TaskTry
@@ -84,6 +85,8 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"items": "json", "parameters": "json"}
     ui_color = "#e4def5"
 
+    batch_result: dict[str, Any] | None = None
+    """What the task returns, as soon as all items have ended, also if the task then fails."""
     _current_try: TaskTry | None = None  # for `on_kill`
 
     def __init__(
@@ -175,6 +178,23 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         if self._current_try is not None:
             self._current_try.on_kill()
 
+    def get_openlineage_facets_on_complete(
+        self,
+        task_instance: Any,  # noqa: ARG002  # the openlineage provider's signature
+    ) -> OperatorLineage[Any, Any]:
+        """Return the file of the items, the folder of the outputs and the batch, for OpenLineage."""
+        from airflow.providers.common.compat.sdk import redact
+
+        from airflow_provider_flows.core.redaction import redact_parameters
+        from airflow_provider_flows.worker.lineage import create_batch_lineage  # an optional provider
+
+        parameters = redact_parameters(self.parameters, redact)
+        return create_batch_lineage(self.items, self.output_path, self.batch_result, parameters)
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Return the same for a task that failed. If it failed before the end of its items, only these."""
+        return self.get_openlineage_facets_on_complete(task_instance)
+
     def _run_part(
         self,
         batch_try: TaskTry,
@@ -194,7 +214,9 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         program = batch_try.run(defers=defers, final_run_ids=final_run_ids)
         if program.deferred_run_ids:
             self._defer(program.deferred_run_ids, program.first_deadline, ends_at, rejections)
-        return batch_try.finish(program)
+        self.batch_result = result = batch_try.get_result(program)
+        batch_try.finish(program, result)
+        return result
 
     def _defer(
         self,

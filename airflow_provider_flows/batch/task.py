@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -165,16 +165,14 @@ class TaskTry(BatchTry):
             self.records.close()
         return is_kept
 
-    def finish(self, program: BatchProgram) -> dict[str, Any]:
-        """Return the dict that the task returns, which is also in the events of its assets.
+    def finish(self, program: BatchProgram, result: Mapping[str, Any]) -> None:
+        """Add what the task returns to the events of its assets, if the batch has not failed.
 
         :raises Exception: the error that has ended the batch early.
         :raises FlowRunFailed: too few items have completed.
         """
-        result = self.get_result(program)
         self.raise_if_failed(program, result)
         add_batch_event_extra(self.context, result)
-        return result
 
 
 def create_stamp(context: Context) -> dict[str, Any]:
