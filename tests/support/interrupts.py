@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at a certain moment of a command in this process, and what a user types at a terminal."""
+"""Ctrl-C and SIGTERM at a certain moment of a command in this process, and what is typed at a terminal."""
 
 from __future__ import annotations
 
