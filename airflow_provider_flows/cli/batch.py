@@ -158,7 +158,8 @@ class CommandTry(BatchTry):
         except KeyboardInterrupt as interrupt:
             return self._handle_interrupt(args, interrupt)
         except Exception:
-            self._report_active()
+            if self.records is not None and self.records.get_active():
+                self._report_active()
             raise
         result = self.get_result(program)
         show_one(result, args.output)
@@ -171,17 +172,17 @@ class CommandTry(BatchTry):
         with suppress(KeyboardInterrupt):  # a second one: nothing more is done
             if self.program is not None:
                 asyncio.run(self.program.flush_results())
-            if self._confirm_abort(args.on_interrupt, interrupt):
-                count = self.abort_all(self.hook)
-                if count is not None:
-                    echo_err(f"{count:,} active flow runs were aborted. {RESUMED}")
-                    return Exit.ABORTED
+            active = 0 if self.records is None else len(self.records.get_active_run_ids())
+            if active and self._confirm_abort(active, args.on_interrupt, interrupt):
+                aborted = self.abort_all(self.hook) or 0
+                others = "" if aborted == active else "; the others have ended, or continue"
+                echo_err(f"{aborted:,} of at most {active:,} flow runs were aborted{others}. {RESUMED}")
+                return Exit.ABORTED if aborted else Exit.INTERRUPTED
         self._report_active()
         return Exit.INTERRUPTED
 
-    def _confirm_abort(self, on_interrupt: str, interrupt: KeyboardInterrupt) -> bool:
-        count = 0 if self.records is None else len(self.records.get_active_run_ids())
-        if not count or not self.hook.service.supports("abort"):
+    def _confirm_abort(self, count: int, on_interrupt: str, interrupt: KeyboardInterrupt) -> bool:
+        if not self.hook.service.supports("abort"):
             return False
         if on_interrupt == "ask" and is_interactive() and not isinstance(interrupt, SigtermReceived):
             return confirm(f"Abort the flow runs that are active, which are at most {count:,}?")

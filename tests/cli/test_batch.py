@@ -167,7 +167,8 @@ def test_on_interrupt_abort_and_a_service_that_fails(emulator: Emulator, flows: 
         result = flows(to_command(more="--on-interrupt abort"))
     assert {run.state for run in emulator.paid_runs} <= {"starting", "running"}
     assert result.code == 130, result.err
-    assert "are active, and continue" in result.err
+    assert "0 of at most 4 flow runs were aborted; the others have ended, or continue" in result.err
+    assert result.err.count("could not be aborted. Check it at the service") == ITEMS
 
 
 @pytest.mark.usefixtures("items")
