@@ -176,7 +176,7 @@ class CommandTry(BatchTry):
             if active and self._confirm_abort(active, args.on_interrupt, interrupt):
                 aborted = self.abort_all(self.hook) or 0
                 others = "" if aborted == active else "; the others have ended, or continue"
-                echo_err(f"{aborted:,} of at most {active:,} flow runs were aborted{others}. {RESUMED}")
+                echo_err(f"Flow runs that were aborted: {aborted:,} of {active:,}{others}. {RESUMED}")
                 return Exit.ABORTED if aborted else Exit.INTERRUPTED
         self._report_active()
         return Exit.INTERRUPTED
@@ -189,16 +189,18 @@ class CommandTry(BatchTry):
         return on_interrupt == "abort"
 
     def _report_active(self) -> None:
-        count = 0 if self.records is None else len(self.records.get_active())
-        if not count:
-            echo_err(RESUMED)
-        elif self.hook.service.supports("get_run"):
-            echo_err(f"At most {count:,} flow runs are active, and continue. {RESUMED}")
-        else:
-            echo_err(
-                f"At most {count:,} flow runs had no response yet. They may run nevertheless, but their "
-                f"outputs cannot be fetched. {RESUMED} It runs these items again, which is billed again."
+        active = () if self.records is None else self.records.get_active().values()
+        known = sum(record.flow_run_id is not None for record in active)
+        if self.hook.service.supports("get_run"):
+            text = f"Flow runs that may be active, and continue: {known:,}. {RESUMED}" if known else RESUMED
+        elif unanswered := len(active) - known:
+            text = (
+                f"Items that have no response yet: {unanswered:,}. They may run nevertheless, but their "
+                f"outputs cannot be fetched. {RESUMED} It sends these items again, which is billed again."
             )
+        else:
+            text = RESUMED
+        echo_err(text)
 
 
 @contextmanager

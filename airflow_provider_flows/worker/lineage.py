@@ -21,7 +21,12 @@ from airflow_provider_flows import __version__
 from airflow_provider_flows.core.redaction import strip_signatures
 from airflow_provider_flows.storage.batch_items import WILDCARDS
 from airflow_provider_flows.storage.inputs import is_path
-from airflow_provider_flows.storage.paths import StorageLocation, is_likely_path_or_uri, to_uri
+from airflow_provider_flows.storage.paths import (
+    WEB_SCHEMES,
+    StorageLocation,
+    is_likely_path_or_uri,
+    to_uri,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
@@ -106,7 +111,8 @@ def _to_location(path_or_uri: Any) -> StorageLocation | None:
     else:
         return None
     folder, _, name = uri.rstrip("/").rpartition("/")
-    return StorageLocation.parse(folder if WILDCARDS & set(name) else uri.rstrip("/"))
+    is_pattern = bool(WILDCARDS & set(name)) and uri.partition("://")[0].lower() not in WEB_SCHEMES
+    return StorageLocation.parse(folder if is_pattern else uri.rstrip("/"))
 
 
 def _to_batch_facet(result: Mapping[str, Any], parameters: Mapping[str, Any]) -> FlowBatchFacet:
