@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.emulator import Emulator, Plan
-from airflow_provider_flows.operators import RunFlowBatchOperator, RunFlowOperator
+from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.worker.finish import MAX_EVENT_FILES, add_asset_event_extra
 from tests.support.airflow_run import run_dag
 from tests.support.modes import FAST_POLLING, FLOW, MODES, PARAMETERS, PROMPT, run_in_mode
@@ -229,26 +229,3 @@ def test_unsupported_outlet_logs_a_warning(caplog: pytest.LogCaptureFixture) -> 
 
     assert events[asset].extra["flow_run_id"] == "1"
     assert "has no metadata about the generio flow run 1" in caplog.text
-
-
-def test_event_of_a_batch_has_its_manifest(emulator: Emulator, tmp_path: Path) -> None:
-    """A batch has one event per outlet, with what the task returns; the asset of an alias is the manifest."""
-    del emulator
-    with DAG("assets_batch", schedule=None) as dag:
-        RunFlowBatchOperator(
-            task_id="run",
-            flow=FLOW,
-            items=["A chair", "A table"],
-            parameters=PARAMETERS,
-            **FAST_POLLING,
-            output_path=f"file://{tmp_path}",
-            outlets=[Asset("x-models://batch"), AssetAlias("batch")],
-        )
-
-    result = run_dag(dag)
-
-    returned = result.xcoms["run"]["return_value"]
-    assert returned["manifest"] == f"file://{tmp_path}/manifest.jsonl"
-    assert (returned["total"], returned["completed"]) == (2, 2)
-    events = load_events(result.run_id)
-    assert events == {"x-models://batch -1": returned, f"{returned['manifest']} -1": returned}
