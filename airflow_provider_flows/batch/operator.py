@@ -17,9 +17,10 @@ from airflow_provider_flows.worker.template_check import CHECKED_ARGUMENTS, Temp
 if TYPE_CHECKING:
     from os import PathLike
 
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context, ObjectStoragePath, RetryPolicy
 
-    from airflow_provider_flows.batch.batch_try import BatchTry
+    from airflow_provider_flows.batch.task import BatchTaskTry
     from airflow_provider_flows.hooks import FlowsHook
 
 PUBLIC_MODULE = "airflow_provider_flows.operators"  # from which the operator is imported
@@ -93,7 +94,9 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"items": "json", "parameters": "json"}
     ui_color = "#e4def5"
 
-    _current_try: BatchTry | None = None  # for `on_kill`
+    batch_result: dict[str, Any] | None = None
+    """What the task returns, as soon as all items have ended, also if the task then fails."""
+    _current_try: BatchTaskTry | None = None  # for `on_kill`
 
     def __init__(
         self,
@@ -188,9 +191,26 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         if self._current_try is not None:
             self._current_try.on_kill()
 
+    def get_openlineage_facets_on_complete(
+        self,
+        task_instance: Any,  # noqa: ARG002  # the openlineage provider's signature
+    ) -> OperatorLineage[Any, Any]:
+        """Return the file of the items, the folder of the outputs and the batch, for OpenLineage."""
+        from airflow.providers.common.compat.sdk import redact
+
+        from airflow_provider_flows.core.redaction import redact_parameters
+        from airflow_provider_flows.worker.lineage import create_batch_lineage  # an optional provider
+
+        parameters = redact_parameters(self.parameters, redact)
+        return create_batch_lineage(self.items, self.output_path, self.batch_result, parameters)
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Return the same for a task that failed. If it failed before the end of its items, only these."""
+        return self.get_openlineage_facets_on_complete(task_instance)
+
     def _run_part(
         self,
-        batch_try: BatchTry,
+        batch_try: BatchTaskTry,
         final_run_ids: Sequence[str] | None = None,
         rejections: int = 0,
         *,
@@ -209,7 +229,9 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
             self._defer(program.deferred_run_ids, program.first_deadline, ends_at, rejections)
         if program.awaits_account:
             self._defer_start(ends_at)
-        return batch_try.finish(program)
+        self.batch_result = result = batch_try.get_result(program)
+        batch_try.finish(program, result)
+        return result
 
     def _defer(
         self,
@@ -262,13 +284,10 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         hook.max_transfer_seconds = to_seconds("timeout", self.timeout)
         return hook
 
-    def _create_try(self, context: Context, *, is_first_part: bool = True) -> BatchTry:
-        from airflow_provider_flows.batch.batch_try import (  # imports stay cheap
-            BatchTry,
-            create_output_options,
-            create_stamp,
-        )
+    def _create_try(self, context: Context, *, is_first_part: bool = True) -> BatchTaskTry:
+        from airflow_provider_flows.batch.batch_try import create_output_options  # imports stay cheap
         from airflow_provider_flows.batch.item_run import RunOptions
+        from airflow_provider_flows.batch.task import BatchTaskTry, create_stamp
 
         schedule = Schedule.of(self.poll_interval, self.max_poll_interval)
         options = RunOptions(
@@ -285,15 +304,15 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
             self.abort_on_kill,
             create_stamp(context),
         )
-        return BatchTry(
-            context,
+        return BatchTaskTry(
             self._get_hook(),
-            self._get_hook,
             self.items,
             self.columns,
             self._create_policy(),
             options,
-            self.validate == SKIP,
-            self.durable,
-            is_first_part,
+            context=context,
+            create_hook=self._get_hook,
+            skips_invalid_items=self.validate == SKIP,
+            durable=self.durable,
+            is_first_part=is_first_part,
         )

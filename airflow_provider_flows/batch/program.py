@@ -24,6 +24,7 @@ from airflow_provider_flows.core.account_limits import MAX_WAIT_SECONDS, MIN_WAI
 from airflow_provider_flows.core.batch import (
     BatchItem,
     BatchPolicy,
+    BatchProgress,
     BatchState,
     ItemProblem,
     ItemState,
@@ -55,8 +56,7 @@ log = logging.getLogger(__name__)
 
 FULL_LOG_SECONDS = 60.0  # between two lines about an account with too many active flow runs
 ACCOUNT_CHECK_SECONDS = 300.0  # after which a deferred batch counts the account's active flow runs again
-LOG_SECONDS = 30.0  # between two lines about the progress
-MANIFEST_SECONDS = 60.0  # between two versions of the manifest
+REPORT_SECONDS = 5.0  # between two checks of whether a line or a manifest is due
 MAX_LOGGED_FAILURES = 50
 MAX_THREADS = 48  # for starts that are being saved, fetches and files
 ITEMS_PER_READ = 16  # of the source, which is read in a thread
@@ -70,6 +70,7 @@ class BatchProgram:
     :param results: gets a line for each item that has ended.
     :param cancellation: is set when the task is killed.
     :param reload_hook: looks the connection up again, and returns its hook.
+    :param on_change: called on the event loop whenever the state of an item has changed.
     """
 
     def __init__(
@@ -84,11 +85,13 @@ class BatchProgram:
         task: BatchTask,
         cancellation: Cancellation,
         reload_hook: Callable[[], FlowsHook],
+        on_change: Callable[[BatchState], None] = lambda _: None,
     ) -> None:
         self._hook, self._reload_hook = hook, reload_hook
         self._source, self._checked_source = sources
         self._policy, self._options, self._task = policy, options, task
         self._records, self._results, self._cancellation = records, results, cancellation
+        self._on_change = on_change
         self.state = BatchState(policy, 0 if task.is_first_part else records.header.failures_in_row)
         self.error: Exception | None = None
         """The error that has ended the batch early, None if there is none."""
@@ -106,6 +109,7 @@ class BatchProgram:
         self._full_until = 0.0  # monotonic seconds, until which no other item is taken for that reason
         self._full_logged_at = -FULL_LOG_SECONDS
         self._logged_failures = 0
+        self._has_read_all = False
         self._runner: ItemRunner
         self._transports: AsyncExitStack
         self._reload_lock = asyncio.Lock()
@@ -131,9 +135,11 @@ class BatchProgram:
             if self._task.is_first_part and self._task.earlier_stamp is not None and not self._records:
                 await self._runner.adopt_listed_runs(self._task.earlier_stamp)
             active_items = await asyncio.to_thread(self._read_all)
+            self._has_read_all = True
             if self._task.is_first_part:
                 keys = [item.key for item in active_items]
                 await self._runner.clean_up(self._task.earlier_stamp, keys)
+            self._on_change(self.state)
             async with asyncio.TaskGroup() as group:
                 reporter = group.create_task(self._report())
                 for item in active_items:
@@ -146,7 +152,7 @@ class BatchProgram:
             check_at = time.time() + ACCOUNT_CHECK_SECONDS
             self.first_deadline = min(check_at, self.first_deadline or check_at)
         if self.deferred_run_ids or self.awaits_account:
-            await self._flush_results()
+            await self.flush_results()
         else:
             await self._end()
 
@@ -235,7 +241,7 @@ class BatchProgram:
                 waiting.reverse()
             if waiting:
                 item = waiting.pop()
-                self.state.move(ItemState.PENDING, ItemState.ACTIVE)
+                self._change(ItemState.PENDING, ItemState.ACTIVE)
                 self._take(group, item)
             else:
                 self.state.has_more = False
@@ -415,6 +421,7 @@ class BatchProgram:
     def _change(self, old: ItemState, new: ItemState) -> None:
         self.state.move(old, new)
         self._has_changed.set()
+        self._on_change(self.state)
 
     def _end_item(
         self, item: BatchItem, old: ItemState, error: Exception, run: FlowRun | None = None
@@ -446,27 +453,22 @@ class BatchProgram:
 
     async def _report(self) -> None:
         """Log the progress and write the manifest regularly."""
-        started_at = logged_at = flushed_at = time.monotonic()
-        first_ended, logged = self.state.ended, ""
+        progress = BatchProgress(self.state, time.monotonic())
         while True:
-            await asyncio.sleep(min(LOG_SECONDS, MANIFEST_SECONDS))
-            now = time.monotonic()
-            text = self.state.describe()
-            if text != logged and now - logged_at >= LOG_SECONDS:
-                seconds_left = self.state.estimate_seconds_left(
-                    self.state.ended - first_ended, now - started_at
-                )
-                log.info("%s", self.state.describe(seconds_left))
-                logged, logged_at = text, now
-            if now - flushed_at >= MANIFEST_SECONDS:
-                flushed_at = now
-                await self._flush_results()
+            await asyncio.sleep(REPORT_SECONDS)
+            if (line := progress.take_line(time.monotonic())) is not None:
+                log.info("%s", line)
+            if progress.is_manifest_due(time.monotonic()):
+                await self.flush_results()
 
-    async def _flush_results(self) -> None:
+    async def flush_results(self) -> None:
         """Write the manifest, and delete the responses whose outputs are stored now. An error is logged only.
 
-        The records are written first: a completed item whose line is missing is fetched again.
+        The records are written first: a completed item whose line is missing is fetched again. Nothing is
+        written before all items were read, because the lines of earlier tries are still missing then.
         """
+        if not self._has_read_all:
+            return
         try:
             await asyncio.to_thread(self._records.flush)
             active = {
@@ -487,7 +489,7 @@ class BatchProgram:
 
         :raises OSError: the store does not accept a file. A retry writes it without running an item again.
         """
-        await self._flush_results()
+        await self.flush_results()
         await asyncio.to_thread(self._results.write_end, self._source, self._records.get)
         if self._logged_failures > MAX_LOGGED_FAILURES:
             log.warning("%d items have failed; see %s", self._logged_failures, self._results.failed_items_uri)

@@ -1,7 +1,7 @@
-"""The records of a batch's items in Airflow's task state store, from which a retry continues.
+"""The records of a batch's items, from which a retry, or the next call of a command, continues.
 
-The records are stored in parts, several in each value. A record is stored before its run is started. What
-several threads save at the same time is written together.
+They are in Airflow's task state store, or in the files of a command (`FileStore`), several in each value. A
+record is stored before its run is started. What several threads save at the same time is written together.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class BatchRecords:
     when all changes until then are in the store. A record belongs to the same part for good, unless that part
     becomes too large: then it is moved to a later part, and the record in the later part counts.
 
-    :param store: Airflow's task state store, None for no store: then nothing is saved.
+    :param store: with the methods of Airflow's task state store, None for no store: then nothing is saved.
     :param header: of the batch.
     """
 
@@ -222,6 +222,10 @@ class BatchRecords:
     def get_active(self) -> dict[str, ItemRecord]:
         """Return the records of the runs that may be active, by key."""
         return {key: record for key, record in self if record.state is ItemState.ACTIVE}
+
+    def get_active_run_ids(self) -> list[str]:
+        """Return the ids of the runs that may be active, as far as they are known."""
+        return [record.flow_run_id for record in self.get_active().values() if record.flow_run_id]
 
     def put(self, key: str, record: ItemRecord) -> None:
         """Change a record. It is written with the next one that is saved."""
@@ -333,7 +337,7 @@ def _require(condition: object, message: str) -> None:
 
 def _unreadable_error(key: str, error: Exception) -> FlowError:
     return FlowError(
-        f"The records of this batch in Airflow's task state store cannot be read ({key}: {error}). Its flow "
-        "runs may be active or paid for, so none was started. Clear the task to start the batch again, which "
-        "is billed again."
+        f"The records of this batch cannot be read ({key}: {error}). Its flow runs may be active or paid "
+        "for, so none was started. To start the batch again, which is billed again, clear the task; on the "
+        "command line, use another folder for the outputs."
     )

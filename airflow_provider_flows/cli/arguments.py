@@ -57,6 +57,12 @@ _OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\(output_path, save_output\)", "(--output-path)"),
     (r"larger than max_xcom_bytes \(", "larger than the maximum ("),
     (r"\bvalidate=False\b", "--no-validate"),
+    (r"\bset validate=\"skip\"", "use --skip-invalid"),
+    (r"\bset columns, such as columns=\{'chair_prompt': 'inputs'\}", "use --column chair_prompt=inputs"),
+    (r"\bcolumns=\{(['\"])(.*?)\1: 'inputs'\}", r"--column \2=inputs"),
+    (r"\bSet columns, with None for those to", "Use --column, with no field (NAME=) for those to"),
+    (r"\bcolumns (?=has|is for)", "--column "),
+    (r"\bmax_active_runs\b", "--max-active"),
     (r"\bincrease timeout\b", "increase --timeout"),
     (_OPTION_NAME.format("flows_conn_id"), "--conn-id"),
     (r"^state must be", "--state must be"),
@@ -64,7 +70,8 @@ _OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"or remove reuse\b", "or remove --reuse"),
     (
         _OPTION_NAME.format(
-            "(output_path|output_name|output_conn_id|input_conn_id|poll_interval|reuse_path)"
+            "(output_path|output_name|output_conn_id|input_conn_id|poll_interval|reuse_path|min_success_ratio"
+            "|stop_after_failures|item_retries)"
         ),
         lambda match: "--" + match[1].replace("_", "-"),
     ),
@@ -123,7 +130,8 @@ def parse_schedule(args: Namespace) -> Schedule:
 
 def parse_output_options(args: Namespace) -> OutputOptions:
     """Return where files go; as in a DAG, a long text becomes a file, but only with an output path."""
-    path = to_absolute(args.output_path)
+    path = None if args.output_path is None else to_absolute(args.output_path)
+    reuse_path = getattr(args, "reuse_path", None)
     asset_names = None if getattr(args, "asset", None) is None else frozenset(args.asset)
     return OutputOptions(
         path,
@@ -132,13 +140,13 @@ def parse_output_options(args: Namespace) -> OutputOptions:
         selection=asset_names,
         output_name=args.output_name,
         reuse=getattr(args, "reuse", False),
-        reuse_path=to_absolute(getattr(args, "reuse_path", None)),
+        reuse_path=None if reuse_path is None else to_absolute(reuse_path),
     )
 
 
-def to_absolute(path: str | None) -> str | None:
-    """Return a local path as an absolute one, and a URI as it is."""
-    return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
+def to_absolute(path_or_uri: str) -> str:
+    """Return a path as an absolute one, and a URI as it is."""
+    return path_or_uri if "://" in path_or_uri else str(Path(path_or_uri).expanduser().absolute())
 
 
 def _parse_inputs(args: Namespace, problems: Problems) -> Any:

@@ -7,9 +7,7 @@ The commands are in the other modules of this folder, which are imported when a 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from datetime import timedelta
 from enum import IntEnum
 from typing import Any, NoReturn, Self
 
@@ -23,18 +21,28 @@ from airflow.cli.cli_config import (
     lazy_load_command,
 )
 
-SECONDS_BY_UNIT = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
-ANY_AGE = "any"
+from airflow_provider_flows.cli.values import (
+    parse_age,
+    parse_count,
+    parse_json_argument,
+    parse_name_value,
+    parse_parameter_argument,
+    parse_ratio,
+    parse_reuse,
+    parse_run_count,
+    parse_seconds,
+)
+
 CLI_PACKAGE = __name__.rpartition(".")[0]
 
 
 class Exit(IntEnum):
     """How a command ended."""
 
-    DONE = 0, "success; for run and watch: the flow run completed"
-    FAILED = 1, "the flow run failed, or another error occurred (the service, a file)"
+    DONE = 0, "success; for run and watch: the flow run completed; for batch: enough items completed"
+    FAILED = 1, "the flow run failed, too few items completed, or another error (the service, a file)"
     USAGE = 2, "an argument, an input or the connection is invalid; nothing was paid"
-    ABORTED = 3, "the flow run was aborted"
+    ABORTED = 3, "the flow run was aborted; for batch: Ctrl-C aborted the active flow runs"
     TIMEOUT = 4, "--timeout expired; the flow run continues"
     NOT_FOUND = 5, "the service has no such flow, flow run or output"
     AUTH_ERROR = 6, "the service rejected the key"
@@ -53,72 +61,6 @@ class Exit(IntEnum):
 
 
 EXIT_CODE_TABLE = "exit codes:\n" + "\n".join(f"  {code.value:>3}  {code.meaning}" for code in Exit)
-
-
-def _parse_name_value(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator or not name.strip():
-        message = f"{text!r} is not NAME=VALUE"
-        raise argparse.ArgumentTypeError(message)
-    return name.strip(), value
-
-
-def _parse_strict_json(text: str) -> Any:
-    def reject_constant(constant: str) -> NoReturn:
-        raise ValueError(constant)
-
-    # NaN and Infinity are not valid JSON, though Python parses them
-    return json.loads(text, parse_constant=reject_constant)
-
-
-def _parse_parameter_argument(text: str) -> tuple[str, Any]:
-    name, value = _parse_name_value(text)
-    try:
-        return name, _parse_strict_json(value)
-    except ValueError:
-        return name, value
-
-
-def _parse_json_argument(text: str) -> Any:
-    try:
-        return _parse_strict_json(text)
-    except ValueError as error:
-        message = f"{text!r} is not JSON ({error})"
-        raise argparse.ArgumentTypeError(message) from error
-
-
-def _parse_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1
-    if not 0 < seconds < float("inf"):
-        message = f"{text!r} is not a number of seconds that is more than 0"
-        raise argparse.ArgumentTypeError(message)
-    return seconds
-
-
-def _parse_age(text: str) -> timedelta:
-    number, unit = (text[:-1], text[-1:].lower()) if text[-1:].isalpha() else (text, "d")
-    try:
-        age = timedelta(seconds=float(number) * SECONDS_BY_UNIT[unit])
-    except (ValueError, KeyError, OverflowError):
-        age = timedelta(0)
-    if age <= timedelta(0):
-        message = f"{text!r} is not a number of days of more than 0, such as 30, or a time such as 12h"
-        raise argparse.ArgumentTypeError(message)
-    return age
-
-
-def _parse_reuse(text: str) -> timedelta | bool:
-    return text.lower() == ANY_AGE or _parse_age(text)
-
-
-def _parse_run_count(text: str) -> int:
-    if not text.isdecimal():
-        message = f"{text!r} is not a number of flow runs"
-        raise argparse.ArgumentTypeError(message)
-    return int(text)
 
 
 class _Remainder(Arg):
@@ -175,7 +117,7 @@ STATE = Arg(
 )
 LIMIT = Arg(
     ("--limit",),
-    type=_parse_run_count,
+    type=parse_run_count,
     default=100,
     metavar="N",
     help="Maximum number of flow runs to print, newest first; 0 for all (default: 100)",
@@ -194,14 +136,14 @@ INPUT = Arg(
 VARIABLE = Arg(
     ("--variable",),
     action="append",
-    type=_parse_name_value,
+    type=parse_name_value,
     metavar="NAME=VALUE",
     help="A variable of the flow (PromptChainer), instead of --input; may be repeated",
 )
 PARAM = Arg(
     ("-p", "--param"),
     action="append",
-    type=_parse_parameter_argument,
+    type=parse_parameter_argument,
     metavar="NAME=VALUE",
     help="A parameter of the flow; may be repeated. JSON if possible (a number, true, ...), otherwise a "
     "string:\n"
@@ -209,7 +151,7 @@ PARAM = Arg(
 )
 ADDITIONAL = Arg(
     ("--additional",),
-    type=_parse_json_argument,
+    type=parse_json_argument,
     metavar="JSON",
     help="Your metadata, stored with the flow run (Generio)",
 )
@@ -231,7 +173,7 @@ NO_VALIDATE = Arg(
 )
 REUSE = Arg(
     ("--reuse",),
-    type=_parse_reuse,
+    type=parse_reuse,
     default=False,
     metavar="AGE",
     help="Print the outputs of an earlier flow run of the same request, if there is one of at most so\n"
@@ -245,20 +187,20 @@ INDEX_CONN_ID = Arg(("--output-conn-id",), help="Airflow connection of the stora
 INDEX_FLOW = Arg(("--flow",), help="Only outputs of this flow")
 OLDER_THAN = Arg(
     ("--older-than",),
-    type=_parse_age,
+    type=parse_age,
     metavar="AGE",
     help="Only outputs that were saved before so many days (30, or a time such as 12h)",
 )
 NO_WAIT = Arg(("--no-wait",), action="store_true", help="Exit as soon as the flow run has started")
 TIMEOUT = Arg(
     ("--timeout",),
-    type=_parse_seconds,
+    type=parse_seconds,
     metavar="SECONDS",
     help="Maximum time to wait; the flow run continues afterwards (default: no limit)",
 )
 POLL_INTERVAL = Arg(
     ("--poll-interval",),
-    type=_parse_seconds,
+    type=parse_seconds,
     default=5.0,
     metavar="SECONDS",
     help="Minimum time between two polls (default: 5)",
@@ -269,6 +211,81 @@ ON_INTERRUPT = Arg(
     default="ask",
     help="What Ctrl-C does to the flow run: ask whether to abort it, abort it, or leave it running\n"
     "(default: ask). Without a terminal, and on SIGTERM, ask means leave",
+)
+ITEMS = Arg(
+    ("items",),
+    help="A .jsonl, .csv or .parquet file with an item in each line or row, or a pattern for one item per\n"
+    "file, such as 'photos/*.png'; a path or a URI",
+)
+BATCH_OUTPUT_PATH = Arg(
+    ("--output-path", "--output"),
+    required=True,
+    metavar="PATH",
+    help="Where to write the files of each item, manifest.jsonl and failed.jsonl: a path or an object\n"
+    "storage URI. The same command with the same folder continues the batch",
+)
+BATCH_FORMAT = Arg(
+    ("-o", "--format"),
+    dest="output",
+    choices=ARG_OUTPUT.kwargs["choices"],
+    default=ARG_OUTPUT.kwargs["default"],
+    help="Output format (default: table)",
+)
+MAX_ACTIVE = Arg(
+    ("--max-active",),
+    type=parse_count,
+    default=50,
+    metavar="N",
+    help="How many flow runs are active at the same time (default: 50)",
+)
+MIN_SUCCESS_RATIO = Arg(
+    ("--min-success-ratio",),
+    type=parse_ratio,
+    default=1.0,
+    metavar="RATIO",
+    help="The part of the items that must complete, from 0 to 1 (default: 1)",
+)
+STOP_AFTER_FAILURES = Arg(
+    ("--stop-after-failures",),
+    type=parse_count,
+    default=20,
+    metavar="N",
+    help="Start no other flow run after so many failures in a row; 0 for any number (default: 20)",
+)
+ITEM_RETRIES = Arg(
+    ("--item-retries",),
+    type=parse_count,
+    default=0,
+    metavar="N",
+    help="How often one call runs a failed item again (default: 0)",
+)
+COLUMN = Arg(
+    ("--column",),
+    action="append",
+    type=parse_name_value,
+    metavar="COLUMN=FIELD",
+    help="The field of an item for a column of a CSV or Parquet file, such as chair_prompt=inputs; may be\n"
+    "repeated. Without a field (notes=) the column is left out",
+)
+SKIP_INVALID = Arg(
+    ("--skip-invalid",),
+    action="store_true",
+    help="List items that cannot be sent in failed.jsonl, and run the others",
+)
+BATCH_TIMEOUT = Arg(
+    ("--timeout",),
+    type=parse_seconds,
+    default=3600.0,
+    metavar="SECONDS",
+    help="Maximum time of one flow run; then it is aborted, and its item has failed (default: 3600)",
+)
+BATCH_ON_INTERRUPT = Arg(
+    ("--on-interrupt",),
+    choices=("ask", "abort", "leave"),
+    default="ask",
+    help="What Ctrl-C does to the active flow runs: ask whether to abort them, abort them, or leave them\n"
+    "running, so that the same command resumes them (default: ask). Without a terminal, and on SIGTERM, ask\n"
+    "means leave",
 )
 ASSET = Arg(
     ("--asset",),
@@ -331,6 +348,30 @@ def get_commands() -> list[GroupCommand]:
                 NO_WAIT,
             ),
             *wait_args,
+        ),
+        _build_command(
+            "batch",
+            "batch",
+            "Run a flow for each item of a file, and continue where an earlier call has ended",
+            *(
+                FLOW,
+                ITEMS,
+                BATCH_OUTPUT_PATH,
+                MAX_ACTIVE,
+                PARAM,
+                COLUMN,
+                INPUT_CONN_ID,
+                OUTPUT_CONN_ID,
+                REUSE,
+                REUSE_PATH,
+                MIN_SUCCESS_RATIO,
+                STOP_AFTER_FAILURES,
+                ITEM_RETRIES,
+                NO_VALIDATE,
+                SKIP_INVALID,
+            ),
+            *(BATCH_TIMEOUT, POLL_INTERVAL, BATCH_ON_INTERRUPT),
+            common_args=(CONN_ID, BATCH_FORMAT, ARG_VERBOSE),
         ),
         _build_command("watch", "run", "Wait for any flow run, with a progress bar", RUN, *wait_args),
         _build_command(

@@ -22,6 +22,9 @@ ITEM_FIELDS = ("key", "inputs", "parameters", "additional")
 MAX_FETCHING_ITEMS = 64  # beyond them no run is started, so that completed runs do not pile up
 ROUNDING_ERROR = 1e-9
 SECONDS_PER_MINUTE, SECONDS_PER_HOUR = 60, 3600
+# The caller asks every few seconds, so that it is at most half a minute and a minute.
+LOG_SECONDS = 25.0  # between two lines about the progress
+MANIFEST_SECONDS = 50.0  # between two versions of the manifest
 _RESERVED_KEYS = frozenset({MANIFEST_NAME, FAILED_ITEMS_NAME})  # the files beside the folders of the items
 
 
@@ -310,6 +313,40 @@ class BatchState:
         waiting = self.counts[ItemState.PENDING] if self.stop_reason is None else 0
         remaining = waiting + self.counts[ItemState.ACTIVE] + self.counts[ItemState.FETCHING]
         return remaining * seconds / ended if ended and remaining else None
+
+
+class BatchProgress:
+    """When the progress of a batch is logged, and when its manifest is written.
+
+    :param state: of the batch.
+    :param now: the seconds of any clock that only moves forward, and so for the methods.
+    """
+
+    def __init__(self, state: BatchState, now: float) -> None:
+        self._state = state
+        self._started_at = self._logged_at = self._written_at = now
+        self._first_ended = state.ended
+        self._logged = ""
+
+    def describe(self, now: float) -> str:
+        """Return a line about the progress, with the time until the expected end."""
+        ended = self._state.ended - self._first_ended
+        return self._state.describe(self._state.estimate_seconds_left(ended, now - self._started_at))
+
+    def take_line(self, now: float) -> str | None:
+        """Return the line that is to be logged now; None if it is too early, or if nothing has changed."""
+        text = self._state.describe()
+        if now - self._logged_at < LOG_SECONDS or text == self._logged:
+            return None
+        self._logged, self._logged_at = text, now
+        return self.describe(now)
+
+    def is_manifest_due(self, now: float) -> bool:
+        """Return whether the manifest is to be written now."""
+        if now - self._written_at < MANIFEST_SECONDS:
+            return False
+        self._written_at = now
+        return True
 
 
 def format_duration(seconds: float) -> str:

@@ -59,7 +59,7 @@ from airflow_provider_flows.storage.paths import (
 
 FORMS = "a list, or the path or URI of a .jsonl, .csv or .parquet file, or of files such as s3://shop/photos/*.png"
 _NO_LISTS = (Mapping, bytes, bytearray, set, frozenset)  # they are iterable, but have no items or no order
-_WILDCARDS = frozenset("*?[")
+WILDCARDS = frozenset("*?[")  # of a pattern for the names of files
 # what identifies the content of a file, of those that the file systems have
 _VERSION_FIELDS = (
     "size", "ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "updated",
@@ -264,7 +264,7 @@ def _create_file_source(location: str, access: FileAccess, columns: Columns) -> 
     file_format, is_compressed = FILE_FORMATS.get(PurePath(plain_name).suffix), plain_name != name
     if file_format is not None and "*" not in name and (file_format.may_be_compressed or not is_compressed):
         return _FileSource(location, access, file_format, columns, is_compressed=is_compressed)
-    if file_format is None and is_path_or_uri and not is_url and _WILDCARDS & set(location):
+    if file_format is None and is_path_or_uri and not is_url and WILDCARDS & set(location):
         return _create_folder_source(location, access)
     # a text that is no path may be a list of prompts, rendered from a template, which is not shown
     shown = f" ({redact_path(location)})" if is_path_or_uri else ""
@@ -273,7 +273,7 @@ def _create_file_source(location: str, access: FileAccess, columns: Columns) -> 
 
 def _create_folder_source(location: str, access: FileAccess) -> _Source:
     folder, _, pattern = location.rpartition("/")
-    if _WILDCARDS & set(folder):
+    if WILDCARDS & set(folder):
         raise FlowInputError(
             f"items has a wildcard in the name of a folder ({redact_path(location)}); only the name of the "
             "file can have one"

@@ -1,22 +1,24 @@
-"""What a batch leaves beside the folders of its items: the manifest, and the items that failed.
+"""What a batch leaves beside the folders of its items: the manifest, the items that failed, and its state.
 
-Both are JSONL. The lines of the manifest are in a temporary file until they are written, because there may be
-many.
+The first two are JSONL. The lines of the manifest are in a temporary file until they are written, because
+there may be many. The state is in the folder `.batch`, if a command runs the batch.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.batch import FAILED_ITEMS_NAME, MANIFEST_NAME, BatchItem, ItemProblem
-from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
 from airflow_provider_flows.core.limits import MAX_IN_MEMORY_BYTES
 from airflow_provider_flows.core.redaction import redact_path
 from airflow_provider_flows.core.safe_text import replace_surrogates
@@ -29,12 +31,19 @@ from airflow_provider_flows.storage.atomic_file import (
 from airflow_provider_flows.storage.batch_items import to_json_value
 from airflow_provider_flows.storage.file_source import FileAccess, open_file
 from airflow_provider_flows.storage.item_files import iter_lines
-from airflow_provider_flows.storage.paths import OBJECT_STORES, require_connection, to_object_path, to_uri
+from airflow_provider_flows.storage.paths import (
+    LOCAL_SCHEMES,
+    OBJECT_STORES,
+    require_connection,
+    to_object_path,
+    to_uri,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-MANIFEST_SECONDS = 45.0  # between two writes, so that it is at most a minute with the caller's own interval
+STATE_FOLDER = ".batch"  # no item has a key with a dot at its start
+LOCK_NAME = "lock"
 MIN_WASTED_BYTES = 16 * 1024 * 1024  # of replaced lines in the temporary file, before it is copied
 
 
@@ -75,8 +84,6 @@ class BatchManifest:
         self._live_bytes = 0  # of the latest lines
         self._indexes: dict[str, int] = {}  # of an item's numbers in the arrays, by its key
         self._rows, self._offsets, self._sizes = array("Q"), array("Q"), array("Q")
-        self._written_at = -math.inf
-        self._is_changed = False
 
     def __len__(self) -> int:
         """Return the number of items with a line."""
@@ -126,20 +133,7 @@ class BatchManifest:
         count = 0
         for count, line in enumerate(_iter_manifest(path), 1):  # the count is returned
             self._save(line["key"], _to_json_line(line), count)
-        self._is_changed = False
         return count
-
-    def write_if_due(self, now: float) -> bool:
-        """Write the manifest if it has changed, at most every MANIFEST_SECONDS, and return whether it did.
-
-        :param now: the seconds of any clock that only moves forward.
-        :raises OSError: the store does not accept the file.
-        """
-        if not self._is_changed or now - self._written_at < MANIFEST_SECONDS:
-            return False
-        self._written_at = now
-        self.write()
-        return True
 
     def write(self) -> str:
         """Write the manifest, so that no reader finds a part of it, and return its URI.
@@ -147,14 +141,9 @@ class BatchManifest:
         :raises OSError: the store does not accept the file.
         """
         with self._lock:
-            self._is_changed = False
             self._drop_replaced_lines()
             spool, spans = self._spool, sorted(zip(self._rows, self._offsets, self._sizes, strict=True))
-        try:
-            self._write_file(MANIFEST_NAME, (_read_span(spool, offset, size) for _, offset, size in spans))
-        except BaseException:
-            self._is_changed = True
-            raise
+        self._write_file(MANIFEST_NAME, (_read_span(spool, offset, size) for _, offset, size in spans))
         return self.uri
 
     def write_failed_items(self, items: Iterable[BatchItem | ItemProblem]) -> str:
@@ -184,7 +173,6 @@ class BatchManifest:
             else:
                 self._live_bytes -= self._sizes[index]
                 self._rows[index], self._offsets[index], self._sizes[index] = row, offset, len(data)
-            self._is_changed = True
 
     def _drop_replaced_lines(self) -> None:
         """Copy the latest lines to a new temporary file, if the other ones take most of it."""
@@ -208,6 +196,78 @@ class BatchManifest:
                     buffer.clear()
             file.write(bytes(buffer))
             file.commit(self._folder / name, may_replace=True)
+
+
+class FileStore:
+    """The state of a batch that a command runs, with the methods of Airflow's task state store.
+
+    Each value is a file below `output_path`. A value is stored completely or not at all.
+
+    :param output_path: the folder of the batch.
+    :param output_conn_id: the Airflow connection of its store.
+    """
+
+    def __init__(self, output_path: str, output_conn_id: str | None = None) -> None:
+        from airflow.sdk import ObjectStoragePath  # slow to import
+
+        self._folder = ObjectStoragePath(output_path, conn_id=output_conn_id) / STATE_FOLDER
+
+    def get(self, key: str) -> Any:
+        """Return a value, None if there is none.
+
+        :raises FlowError: the file does not have a value.
+        :raises Exception: any other error of the store.
+        """
+        path = self._folder / f"{key}.json"
+        try:
+            content = path.fs.cat_file(path.path)
+        except FileNotFoundError:
+            return None
+        try:
+            return json.loads(content)
+        except ValueError:
+            raise FlowError(
+                f"{redact_path(to_uri(path))} is damaged. The flow runs of this batch may be active or paid "
+                "for, so none was started. To start the batch again, which is billed again, use another "
+                "output_path"
+            ) from None
+
+    def set(self, key: str, value: Any) -> None:
+        """Store a value.
+
+        :raises OSError: the store does not accept the file.
+        """
+        with PartialFile(self._folder, key) as file:
+            file.restart()
+            file.write(json.dumps(value).encode())
+            file.commit(self._folder / f"{key}.json", may_replace=True)
+
+    def delete(self, key: str) -> None:
+        """Delete a value, if there is one."""
+        (self._folder / f"{key}.json").unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Let no other process use this store during the block, if it is on this machine.
+
+        :raises FlowInputError: another process uses it.
+        """
+        if self._folder.protocol not in LOCAL_SCHEMES:
+            yield  # object stores have no locks that end with their process
+            return
+        folder = Path(self._folder.path)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(".*.part"):  # of a process that was killed
+            path.unlink(missing_ok=True)
+        with (folder / LOCK_NAME).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise FlowInputError(
+                    f"Another process runs the batch in {folder.parent}. Wait for its end, or use another "
+                    "output_path"
+                ) from None
+            yield
 
 
 def read_manifest(manifest: str | ObjectStoragePath, conn_id: str | None = None) -> Iterator[dict[str, Any]]:

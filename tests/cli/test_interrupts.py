@@ -5,20 +5,14 @@ The signals are real; the process has no terminal (tests/cli/test_terminal.py ha
 
 from __future__ import annotations
 
-import os
-import pty
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread, main_thread
 
 import pytest
 
 from airflow_provider_flows.emulator import Emulator, Fault
 from tests.support.commands import PROMPT_FLOW, FlowsCommand, flows_command
+from tests.support.interrupts import ctrl_c_when, has_request, type_at_terminal
 from tests.support.versions import needs
 
 pytestmark = needs("commands of providers")
@@ -33,49 +27,6 @@ CHAIN = (
 def flows(capsys: pytest.CaptureFixture[str]) -> FlowsCommand:
     """Return the command."""
     return flows_command(capsys)
-
-
-@contextmanager
-def ctrl_c_when(condition: Callable[[], bool], number: signal.Signals = signal.SIGINT) -> Iterator[None]:
-    """Interrupt this process once, as soon as a condition holds; a command that ignores it ends the tests."""
-
-    def interrupt() -> None:
-        end = time.monotonic() + 30
-        while not condition() and time.monotonic() < end:
-            time.sleep(0.005)
-        signal.pthread_kill(main_thread().ident or 0, number)
-
-    thread = Thread(target=interrupt)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-
-
-def has_request(emulator: Emulator, method: str, end: str) -> Callable[[], bool]:
-    """Return a condition: the emulator has received a request whose path ends so."""
-    return lambda: any(
-        request.method == method and request.path.endswith(end) for request in emulator.requests
-    )
-
-
-@contextmanager
-def type_at_terminal(text: str) -> Iterator[None]:
-    """Replace stdin and stderr by a terminal, and type a text there."""
-    previous = sys.stdin, sys.stderr
-    keys, screen = pty.openpty()
-    with (
-        os.fdopen(keys, "wb", buffering=0) as typed,
-        os.fdopen(screen) as stdin,
-        os.fdopen(os.dup(screen), "w") as stderr,
-    ):
-        sys.stdin, sys.stderr = stdin, stderr
-        try:
-            typed.write(text.encode())
-            yield
-        finally:
-            sys.stdin, sys.stderr = previous
 
 
 @pytest.mark.parametrize(("reply", "code"), [("\n", 130), ("no\n", 130), ("Yes\n", 3)])

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from airflow_provider_flows.core.batch import TRANSITIONS, BatchPolicy, BatchState, ItemState, Step
+from airflow_provider_flows.core.batch import (
+    TRANSITIONS,
+    BatchPolicy,
+    BatchProgress,
+    BatchState,
+    ItemState,
+    Step,
+)
 from airflow_provider_flows.core.exceptions import FlowInputError
 
 
@@ -159,3 +167,43 @@ def test_progress_line() -> None:
     assert state.estimate_seconds_left(0, 500.0) is None
     state.stop("402")
     assert state.estimate_seconds_left(10, 2.0) == 10.0
+
+
+def test_lines_and_manifests_of_a_long_batch() -> None:
+    """While something moves there is a line at least every 30 s and a manifest every minute, else none."""
+    check_seconds, seconds_per_item = 5, 3  # the program asks every few seconds
+    state = create_state(BatchPolicy(), pending=200)
+    progress = BatchProgress(state, 1_000.0)
+    lines: dict[int, str] = {}
+    manifests: list[int] = []
+    for second in range(1, 1_201):
+        if second % seconds_per_item == 0 and state.counts[ItemState.PENDING]:
+            state.move(ItemState.PENDING, ItemState.ACTIVE)
+            state.move(ItemState.ACTIVE, ItemState.FETCHING)
+            state.move(ItemState.FETCHING, ItemState.COMPLETED)
+        if second % check_seconds:
+            continue
+        if (line := progress.take_line(1_000.0 + second)) is not None:
+            lines[second] = line
+        if progress.is_manifest_due(1_000.0 + second):
+            manifests.append(second)
+    end = 200 * seconds_per_item
+    times = [0, *lines]
+    assert max(later - earlier for earlier, later in pairwise(times)) <= 30
+    assert end <= times[-1] <= end + 30
+    assert len(lines) <= end / 20
+    assert lines[300] == "100 of 200 completed; about 5 min left"
+    assert lines[times[-1]] == "200 of 200 completed"
+    assert max(later - earlier for earlier, later in pairwise([0, *manifests])) <= 60
+
+
+def test_expected_end_of_a_resumed_batch() -> None:
+    """Items that had ended before this try do not count for the rate."""
+    state = create_state(BatchPolicy(), completed=900, pending=100)
+    progress = BatchProgress(state, 50.0)
+    assert progress.describe(60.0) == "900 of 1,000 completed"
+    for _ in range(10):
+        state.move(ItemState.PENDING, ItemState.ACTIVE)
+        state.move(ItemState.ACTIVE, ItemState.FETCHING)
+        state.move(ItemState.FETCHING, ItemState.COMPLETED)
+    assert progress.describe(150.0) == "910 of 1,000 completed; about 15 min left"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from airflow.sdk import DAG
 
-from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.emulator import Emulator, Plan
 from tests.support.airflow_run import DagResult, load_dags, run_dag
 from tests.support.modes import start_external_run
 from tests.support.versions import lacks, needs
@@ -91,7 +91,20 @@ def check_loop(_: DagResult, folder: Path) -> None:
     assert [path.stat().st_size >= 34_000 for path in models(folder)] == [False, False, True]
 
 
+def check_batches(result: DagResult, folder: Path) -> None:
+    """Expect 38 models in the first batch, and in the second one those of the two items that failed."""
+    counts = {
+        name: tuple(result.xcoms[name]["return_value"][count] for count in ("total", "completed", "failed"))
+        for name in ("make_models", "make_failed_models")
+    }
+    assert counts == {"make_models": (40, 38, 2), "make_failed_models": (2, 2, 0)}
+    assert len(models(folder / "first")) == 38
+    assert len(models(folder / "second")) == 2
+    assert result.xcoms["summary"]["return_value"] == {"completed": 40, "failed": 2}
+
+
 CHECKS: dict[str, Callable[[DagResult, Path], None]] = {
+    "batch_of_prompts": check_batches,
     "decorated_flow": check_requested_sizes,
     "flows_demo": check_reduced_model(500),
     "generate_from_prompt": check_one_model,
@@ -106,7 +119,10 @@ CHECKS: dict[str, Callable[[DagResult, Path], None]] = {
 }
 LOOPS = "generate_until_good"  # the example that defines a DAG only if Airflow has task loops
 # What has happened at the service before the DAG runs.
-PREPARATIONS: dict[str, Callable[[Emulator], object]] = {"on_finished_run": start_external_run}
+PREPARATIONS: dict[str, Callable[[Emulator], object]] = {
+    "on_finished_run": start_external_run,
+    "batch_of_prompts": lambda emulator: emulator.add_plan(Plan("failed", error="No legs", times=2)),
+}
 
 
 @pytest.fixture

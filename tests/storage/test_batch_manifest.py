@@ -16,7 +16,6 @@ from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.flow_run import FlowOutput
 from airflow_provider_flows.storage.batch_items import BatchItems
 from airflow_provider_flows.storage.batch_manifest import (
-    MANIFEST_SECONDS,
     MIN_WASTED_BYTES,
     BatchManifest,
     ManifestLine,
@@ -103,26 +102,10 @@ def test_another_try_loads_the_manifest(place: tuple[str, str | None]) -> None:
 
     later = BatchManifest(*place)
     assert later.load() == len(later) == 4
-    assert not later.write_if_due(0)  # nothing has changed
     later.record(ManifestLine("table", "completed", "r-9"), 2)
     rows = list(read_manifest(later.write(), place[1]))
     assert [row["flow_run_id"] for row in rows] == ["r-1", "r-9", None, "r-0"]
     assert rows[3]["cost"] == {"usd": 0.5}
-
-
-def test_manifest_is_written_at_intervals(place: tuple[str, str | None]) -> None:
-    """It is written for the first line, and then once an interval of the caller's clock if it has changed."""
-    manifest, now = BatchManifest(*place), 1_000.0
-    assert not manifest.write_if_due(now)
-    manifest.record(LINES[0], 1)
-    assert manifest.write_if_due(now)
-    assert not manifest.write_if_due(now + 2 * MANIFEST_SECONDS)
-    manifest.record(LINES[1], 2)
-    assert not manifest.write_if_due(now + MANIFEST_SECONDS - 1)
-    assert len(list(read_manifest(manifest.uri, place[1]))) == 1
-    assert manifest.write_if_due(now + MANIFEST_SECONDS)
-    assert len(list(read_manifest(manifest.uri, place[1]))) == 2
-    assert MANIFEST_SECONDS < 60
 
 
 def test_failed_items_are_the_items_of_another_batch(place: tuple[str, str | None], tmp_path: Path) -> None:
@@ -211,15 +194,15 @@ def test_failed_write_leaves_the_manifest_before(
         monkeypatch.setenv("AIRFLOW_CONN_RESTRICTED", connection_json(store.url))
         manifest = BatchManifest(f"s3://{BUCKET}/out", "restricted")
         manifest.record(LINES[0], 1)
-        assert manifest.write_if_due(0)
+        manifest.write()
         is_broken.set()
         manifest.record(LINES[1], 2)
         with pytest.raises(OSError, match="manifest") as caught:
-            manifest.write_if_due(100)
+            manifest.write()
         assert SECRET not in str(caught.value)
         assert len(list(read_manifest(manifest.uri, BUCKET_CONN_ID))) == 1
         is_broken.clear()
-        assert manifest.write_if_due(200)  # without another line
+        manifest.write()
         assert len(list(read_manifest(manifest.uri, BUCKET_CONN_ID))) == 2
 
 

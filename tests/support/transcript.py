@@ -19,6 +19,11 @@ from pathlib import Path
 
 ADDRESS = "http://127.0.0.1:8084"  # of the emulator, on the page
 SAMPLE = Path(__file__).parents[2] / "airflow_provider_flows/emulator/graphs/clibnwpno000bmc0k9hvv3y7f.json"
+ITEMS = """\
+{"key": "stool", "inputs": "A stool"}
+{"key": "sofa", "inputs": "A sofa"}
+{"key": "bench", "inputs": "A bench", "parameters": {"quality": "high"}}
+"""
 HOME = "/home/you"  # the working folder of the commands, on the page
 CONSOLE_BLOCK = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
 IDS = re.compile(r"\b[0-9a-f]{24}(?:[0-9a-f]{8})?\b")
@@ -116,9 +121,10 @@ class PageReplay:
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """Create a folder with a short name (tables have a limited width) and the vendor's sample graph."""
+    """Create a folder with a short name (tables have a limited width), a sample graph and sample items."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(SAMPLE, Path(folder) / "sample.json")
+        (Path(folder) / "items.jsonl").write_text(ITEMS)
         yield Path(folder).resolve()
 
 

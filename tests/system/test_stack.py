@@ -5,16 +5,20 @@ All DAG runs start together, because most of the time is waiting; each test then
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from airflow_provider_flows.core.start_or_resume import get_stamp
 from airflow_provider_flows.emulator import Emulator, Plan
 from tests.support.airflow_run import empty_database
 from tests.support.modes import FLOW, start_external_run
@@ -24,6 +28,7 @@ from tools.airflow_stack import Stack
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 
 SLOW_RUN_SECONDS = 600.0  # a flow run that is in progress when its task is killed
+BATCH = "batch_of_prompts"  # the lesson
 KEY = "a-key-that-occurs-in-no-other-text"
 MAX_WAIT_SECONDS = 100.0
 MAX_DELIVERY_SECONDS = 30.0  # from the end of a flow run to a DAG run with its event
@@ -99,6 +104,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackRuns]:
     dags.mkdir()
     (dags / "waits.py").write_text(textwrap.dedent(DAGS))
     (dags / "watches.py").write_text(textwrap.dedent(WATCHER_DAGS))
+    shutil.copy(Path(__file__).parents[2] / "example_dags" / f"{BATCH}.py", dags)
     with Emulator(key=KEY, run_seconds=8) as emulator, Emulator(key=KEY, run_seconds=0.5) as watched:
         known = start_external_run(watched)
         connections = emulator.connections | {
@@ -117,6 +123,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackRuns]:
                 before = set(emulator.runs)
                 runs[dag_id] = _trigger(airflow, dag_id)
                 flow_runs[dag_id] = _wait_for(lambda old=before: next(iter(set(emulator.runs) - old), None))
+            emulator.add_plan(Plan(outcome="failed", error="The mesh has no faces", times=2))
+            started = emulator.started_count
+            conf = {"output_path": f"file://{home}/batch"}
+            runs[BATCH] = _trigger(airflow, BATCH, conf)
+            _wait_for(lambda: emulator.started_count >= started + 2)
             runs["reschedule"] = _trigger(
                 airflow, "reschedule", {"flow_run_id": start_external_run(emulator)}
             )
@@ -215,6 +226,29 @@ def test_killed_task_aborts_its_flow_run(stack: StackRuns, dag_id: str, while_it
         f"low run {flow_run.flow_run_id} had already ended",
     )
     _wait_for(lambda: any(end in log() for end in ends))
+
+
+def test_batch_and_its_failed_items(stack: StackRuns) -> None:
+    """The lesson with a batch of 40: two items fail, and they complete as the items of the next batch."""
+    run_id = stack.runs[BATCH]
+    assert stack.wait_for_end(BATCH) == "success", stack.airflow.log(BATCH, run_id, "make_models")
+    first, second = (
+        stack.airflow.xcom(BATCH, run_id, task_id) for task_id in ("make_models", "make_failed_models")
+    )
+    assert (first["total"], first["completed"], first["failed"]) == (40, 38, 2)
+    assert (second["total"], second["completed"], second["failed"]) == (2, 2, 0)
+    assert stack.airflow.xcom(BATCH, run_id, "summary") == {"completed": 40, "failed": 2}
+    runs_of_keys = Counter(
+        get_stamp(run).get("batch_key")
+        for run in stack.emulator.paid_runs
+        if isinstance(run.additional, Mapping)
+    )
+    del runs_of_keys[None]
+    assert sorted(runs_of_keys.values()) == [1] * 38 + [2] * 2
+    log = stack.airflow.log(BATCH, run_id, "make_models")
+    assert "38 of 40 completed, 2 failed" in log
+    assert "Reason given by the service: The mesh has no faces." in log
+    assert "A chair with" not in log
 
 
 @lacks("on_kill of triggers")

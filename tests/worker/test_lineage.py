@@ -20,7 +20,7 @@ from openlineage.client.naming import dataset as naming
 from airflow_provider_flows.core.redaction import MAX_PARAMETERS, MAX_REDACTED_BYTES, redact_parameters
 from airflow_provider_flows.decorators import task
 from airflow_provider_flows.emulator import Emulator, Plan
-from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.operators import RunFlowBatchOperator, RunFlowOperator
 from airflow_provider_flows.storage.inputs import get_file_uris
 from airflow_provider_flows.storage.paths import StorageLocation
 from tests.support.airflow_run import run_dag
@@ -28,6 +28,7 @@ from tests.support.modes import MODES, run_in_mode
 from tests.support.tries import BOTH_MODES, CHAIN_ARGUMENTS, CHAIR_ARGUMENTS
 
 FACET = "flows_flowRun"
+BATCH_FACET = "flows_flowBatch"
 PICTURE = Path(__file__).parents[2] / "example_dags" / "images" / "chair.png"
 FAST_POLLING = {"poll_interval": 0.1, "max_poll_interval": 0.2}
 
@@ -350,3 +351,64 @@ def test_signature_in_parameter_is_sent_to_the_service_only(emulator: Emulator, 
     )
     for redacted in (json.dumps(event), json.dumps(result.xcoms), result.log, reason):
         assert "0123456789abcdef0123" not in redacted
+
+
+@pytest.mark.parametrize("has_failed", [False, True], ids=["completed", "failed"])
+def test_batch_has_one_dataset_for_its_items_and_one_for_its_outputs(
+    emulator: Emulator, events: Events, tmp_path: Path, *, has_failed: bool
+) -> None:
+    """The event of a batch has the file of its items, the folder of its outputs, and its counts."""
+    if has_failed:
+        emulator.add_plan(Plan(outcome="failed", error="The mesh broke"))
+    items = tmp_path / "items.jsonl"
+    items.write_text('{"key": "a", "inputs": "A secret chair"}\n{"key": "b", "inputs": "A secret table"}\n')
+    arguments = {"flow": CHAIR_ARGUMENTS["flow"], "parameters": {"quality": "low"}, **FAST_POLLING}
+    with DAG(f"lineage_batch_{has_failed}", schedule=None) as dag:
+        RunFlowBatchOperator(
+            task_id="batch", items=str(items), output_path=f"file://{tmp_path}/out/", **arguments
+        ) >> RunFlowBatchOperator(
+            task_id="list",
+            items=["A secret lamp"],
+            output_path=str(tmp_path / "list"),
+            trigger_rule="all_done",
+            **arguments,
+        )
+
+    run_dag(dag)
+
+    (event,), (of_list,) = events.of("batch"), events.of("list")
+    assert event["eventType"] == ("FAIL" if has_failed else "COMPLETE")
+    assert dataset_names(event["inputs"]) == [("file", str(items))]
+    assert dataset_names(event["outputs"]) == [("file", str(tmp_path / "out"))]
+    facet = event["run"]["facets"][BATCH_FACET]
+    counts = {name: facet[name] for name in ("total", "completed", "failed", "aborted", "reused")}
+    completed = 1 if has_failed else 2
+    expected = {"total": 2, "completed": completed, "failed": 2 - completed, "aborted": 0, "reused": 0}
+    assert counts == expected
+    assert (facet["service"], facet["flow"]) == ("generio", CHAIR_ARGUMENTS["flow"])
+    assert facet["manifest"] == f"file://{tmp_path}/out/manifest.jsonl"
+    assert facet["parameters"] == {"quality": "low"}
+    assert dataset_names(of_list["inputs"]) == []
+    assert dataset_names(of_list["outputs"]) == [("file", str(tmp_path / "list"))]
+    assert "secret lamp" not in json.dumps(of_list["inputs"])
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        ("s3://user:key@shop/prompts.jsonl", ("s3://shop", "prompts.jsonl")),
+        ("s3://shop/photos/*.png", ("s3://shop", "photos")),
+        ("/data/photos/chair-?.png", ("file", "/data/photos")),
+        (Path("/data/items.csv"), ("file", "/data/items.csv")),
+        ("https://example.com/items.csv?sig=secret", ("https://example.com", "items.csv")),
+        (["/data/items.csv"], None),
+        ("['A chair', 'A table']", None),
+    ],
+)
+def test_dataset_of_the_items_of_a_batch(items: Any, expected: tuple[str, str] | None) -> None:
+    """The file of the items, or its folder, is a dataset without credentials; a list or a text is none."""
+    from airflow_provider_flows.worker.lineage import create_batch_lineage
+
+    lineage = create_batch_lineage(items, "s3://shop/models/", None, {})
+    assert [(one.namespace, one.name) for one in lineage.inputs] == ([expected] if expected else [])
+    assert lineage.outputs == []
