@@ -130,6 +130,7 @@ class BatchProgram:
             if self._task.is_first_part and self._task.earlier_stamp is not None and not self._records:
                 await self._adopt_listed_runs(limited, self._task.earlier_stamp)
             active_items = await asyncio.to_thread(self._read_all)
+            self._records.change_header(total=self.state.total)
             await self._clean_up(limited, active_items)
             async with asyncio.TaskGroup() as group:
                 reporter = group.create_task(self._report())

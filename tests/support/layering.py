@@ -43,8 +43,8 @@ triggerer __init__ per_loop shared_poller asset_watchers kill_check
 batch __init__ records item_run results program batch_try trigger operator
 . triggers links sensors
 drawing picture __init__
-plugin cache html present task_data airflow_internals abort_queue listener run_view connection_view
-plugin output_files routes
+plugin cache present html task_data airflow_internals abort_queue listener run_view connection_view
+plugin batches output_files routes
 emulator colours graph models scripting switches generio_templates state generio_rules generio middleware
 emulator promptchainer server emulator __init__ __main__ pytest_plugin
 cli __init__ arguments parser terminal command flow_runs run
