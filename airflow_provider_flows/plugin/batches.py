@@ -5,8 +5,7 @@ writes it; no XCom selects another file. A line counts if its flow run is one of
 recorded in Airflow's task state store, so that the manifest of another batch in the same folder is not shown.
 Without records, the task must have returned the manifest's URI.
 
-The manifest of a large batch has many MB. It is read once after each change, in a thread, and only an index
-is cached; the lines of a page are read when they are shown.
+A large manifest is read once after each change, in a thread; only its index is cached, not its lines.
 """
 
 from __future__ import annotations
@@ -73,8 +72,8 @@ NO_ARGUMENTS_NOTE = (
     "The manifest, a file in the task's output_path, has all of them."
 )
 NO_RECORD_NOTE = (
-    "Airflow has no record of this batch. Either the batch has not started yet, or Airflow has no task state "
-    "store (Airflow 3.3 and later). Then the items are listed here once the task has succeeded."
+    "Airflow has no record of this batch: it has not started yet, or this Airflow has no task state store "
+    "(3.3 and later). The items are listed here once the task has succeeded."
 )
 NO_MANIFEST_NOTE = "The manifest is not in the task's output_path, so the items cannot be listed."
 OTHER_MANIFEST_NOTE = "The file that the task has returned is not the manifest in its output_path."
@@ -134,7 +133,7 @@ class Batch:
     @property
     def cache_key(self) -> tuple[Any, ...]:
         """What selects the manifest."""
-        return (self.options.output_path, self.options.output_conn_id, self.result.get("manifest"))
+        return self.options.output_path, self.options.output_conn_id, self.result.get("manifest")
 
     @property
     def folder(self) -> ObjectStoragePath:
@@ -372,9 +371,9 @@ async def get_batch_page(batch: Batch, query: BatchQuery) -> BatchPage:
             key, line = keys[number].decode(), lines.get(number, {})
             outputs, run_id = parse_outputs(line.get("outputs")), _get_run_id(key, line)
             page.items.append(to_item_schema(key, items.get_state(number), line, run_id, outputs))
-    error = response.error or saved.error
-    page.note, page.is_error = to_safe_line(str(error)) if error else None, error is not None
-    if error is None and not page.items:
+    if error := response.error or saved.error:
+        page.note, page.is_error = to_safe_line(str(error)), True
+    elif not page.items:
         page.note = batch.find_obstacle() or _explain_empty(batch, items)
     page.version = sha256(page.model_dump_json(exclude={"expected_end"}).encode()).hexdigest()[:16]
     return page
@@ -417,8 +416,7 @@ def _create_page(
         try_number=batch.ti_data.try_number,
         refresh_after=PAGE_POLL_SECONDS if batch.is_active else None,
     )
-    rate = items.index.rate if items is not None and items.numbers and batch.is_active else None
-    if rate is not None:
+    if items is not None and items.numbers and batch.is_active and (rate := items.index.rate):
         page.rate = 60 * rate
         if total is not None and total > ended:
             page.expected_end = datetime.fromtimestamp(time.time() + (total - ended) / rate, UTC)

@@ -1,7 +1,7 @@
 """The threads that load what the pages show, a cache of what they load, and the slots of downloads.
 
-All users of one API server process share them; each connection has threads of its own. Concurrent requests for
-the same key wait for one call. The cache checks no permissions: callers do that first.
+All users of one API server process share them; each connection has threads of its own. Concurrent requests
+for the same key wait for one call. The cache checks no permissions: callers do that first.
 """
 
 from __future__ import annotations
