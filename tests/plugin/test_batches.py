@@ -27,8 +27,8 @@ from tests.support.batches import read_lines
 from tests.support.modes import FLOW
 from tests.support.plugin_rights import DORAS_DAG
 from tests.support.plugin_site import airflow_clients, task_path
-from tests.support.stored_xcoms import delete_xcom, set_xcom
-from tests.support.versions import has, lacks, needs
+from tests.support.stored_xcoms import set_xcom
+from tests.support.versions import lacks, needs
 
 pytestmark = pytest.mark.emulator(run_seconds=0, retries=0)
 
@@ -206,7 +206,7 @@ def test_the_page_of_an_item(site: Site) -> None:
     assert FAILURE in response.json()["run"]["error"]
 
 
-@pytest.mark.parametrize("key", ["chair-999", INVALID_KEY, "..%2F..%2Fetc", "chair-2%0Achair-3", "%ff"])
+@pytest.mark.parametrize("key", ["chair-999", INVALID_KEY, "..%2F..%2Fetc", "chair", "%ff"])
 def test_items_without_a_page(site: Site, key: str) -> None:
     """Only an item of the manifest with a flow run has one."""
     site.get(f"/item/{key}", 404)
@@ -225,12 +225,11 @@ def test_a_running_batch(site: Site) -> None:
     """The counts are those of the records, newer than the manifest; what is not started yet is pending."""
     lines = site.manifest.read_bytes().splitlines(keepends=True)
     site.manifest.write_bytes(b"".join(lines[:20]))
-    delete_lines = {"completed": 19, "failed": 1}
     set_xcom(site.run_id, "return_value", None)
     site.set_state("running")
     page = site.get_json()
     assert page["counts"] == {"completed": ITEM_COUNT - 2, "failed": 1, "invalid": 1}
-    assert (page["total"], page["states"]) == (ITEM_COUNT, delete_lines)
+    assert (page["total"], page["states"]) == (ITEM_COUNT, {"completed": 19, "failed": 1})
     assert (page["state"], page["refresh_after"]) == ("running", batches.PAGE_POLL_SECONDS)
     assert page["rate"] > 0
     version = page["version"]
@@ -262,7 +261,7 @@ def test_the_manifest_of_another_batch_is_not_shown(site: Site, state: str) -> N
 @needs("task state store")
 def test_a_failed_batch_has_no_result(site: Site) -> None:
     """The records name the batch then."""
-    delete_xcom(site.run_id, "return_value")
+    set_xcom(site.run_id, "return_value", None)
     site.set_state("failed")
     page = site.get_json()
     assert (page["state"], page["total"], len(page["items"])) == ("failed", ITEM_COUNT, ITEMS_PER_PAGE)
@@ -331,7 +330,7 @@ def test_odd_values_in_a_line(site: Site) -> None:
     assert "<i>" not in site.get().text.replace("<i aria-hidden", "")
 
 
-@pytest.mark.skipif(not has("task state store"), reason="the batch has no records")
+@needs("task state store")
 def test_a_batch_that_was_stopped_counts_what_it_has_skipped(site: Site) -> None:
     """Without a complete manifest, the records tell which items were never started."""
     set_xcom(site.run_id, "return_value", None)
