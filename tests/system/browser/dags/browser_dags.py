@@ -47,14 +47,13 @@ with DAG("browser_batch", schedule=None):
         items=[
             {"key": f"{name}-{number}", "inputs": f"A {name.replace('-', ' ')}"}
             for name in (f"{style}-{kind}" for style in STYLES for kind in KINDS)
-            for number in range(1, 9)
+            for number in range(1, 7)
         ],
         parameters={"quality": "low"},
         output_path=f"{OUTPUT}/chairs",
-        max_active_runs=12,
+        max_active_runs=6,
         min_success_ratio=0.9,
         poll_interval=1,
-        deferrable=True,  # each part writes the manifest
     )
 
 with DAG("browser_left", schedule=None):
