@@ -35,7 +35,7 @@ from airflow_provider_flows.plugin.cache import (
     CachedResponse,
     get_storage_pool,
 )
-from airflow_provider_flows.plugin.present import BatchPage, to_item_schema, to_safe_line
+from airflow_provider_flows.plugin.present import BatchPage, sort_states, to_item_schema, to_safe_line
 from airflow_provider_flows.plugin.run_view import (
     PAGE_POLL_SECONDS,
     TASK_ACTIVE_STATES,
@@ -254,7 +254,7 @@ class ItemList:
         """Return the number of items by state."""
         states = Counter(self.index.states[number] for number in self.numbers)
         counts: Counter[str] = Counter()
-        for state, count in sorted(states.items()):
+        for state, count in states.items():
             counts[self.state_names[state]] += count
         return dict(counts)
 
@@ -405,10 +405,10 @@ def _create_page(
         state=_get_batch_state(batch),
         total=total,
         ended=ended,
-        counts=counts,
+        counts=sort_states(counts),
         duration=_get_number(batch.result, "duration"),
         manifest=None if items is None else to_safe_line(items.index.uri),
-        states=listed,
+        states=sort_states(listed),
         matches=len(matching),
         page=number,
         pages=pages,

@@ -209,8 +209,9 @@ def format_duration(seconds: float | None) -> str:
 def format_rate(per_minute: float) -> str:
     """Format a number of items per minute."""
     if per_minute < 1:
-        return f"{60 * per_minute:.1f} per hour"
-    return f"{per_minute:,.0f} per minute" if per_minute >= 10 else f"{per_minute:.1f} per minute"
+        return f"{60 * per_minute:.1f} items per hour"
+    digits = 0 if per_minute >= 10 else 1
+    return f"{per_minute:,.{digits}f} items per minute"
 
 
 def get_state_class(state: str) -> str:

@@ -31,6 +31,7 @@ MAX_PARAMETER_BYTES = 32 * 1024  # of one parameter of a run in memory
 MAX_OUTPUTS_PER_PAGE = 200
 MAX_OUTPUTS_PER_ITEM = 4  # in the table of a batch; the page of an item has all
 MAX_LISTED_TEXT_LENGTH = 200  # characters of a text there
+ITEM_STATE_ORDER = ("completed", "failed", "invalid", "aborted", "fetching", "active", "pending", "skipped")
 MAX_ATTEMPTS = 1_000_000  # that are plausible
 OUTPUT_PATH_HINT = "Set output_path to have the task store the file."
 LINK_NOTE = f"This output is an expiring link, which is not shown. {OUTPUT_PATH_HINT}"
@@ -317,6 +318,12 @@ def _to_output_schema(number: int, output: FlowOutput, *, is_at_service: bool) -
         note=LINK_NOTE if link and output.uri is None else None,
         is_downloadable=output.status != ERROR and (has_file or text is not None),
     )
+
+
+def sort_states(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the counts of a batch's items by state, from completed to waiting ones."""
+    places = {state: place for place, state in enumerate(ITEM_STATE_ORDER)}
+    return dict(sorted(counts.items(), key=lambda pair: (places.get(pair[0], len(places)), pair[0])))
 
 
 def to_item_schema(

@@ -149,7 +149,7 @@ def test_a_finished_batch(site: Site) -> None:
     assert (second["key"], second["state"], second["error"]) == ("chair-2", "completed", None)
     assert second["outputs"][0]["media_type"] == "model/gltf-binary"
     html = site.get().text
-    assert f'aria-label="1 failed, {ITEM_COUNT - 2} completed, 1 invalid"' in html
+    assert f'aria-label="{ITEM_COUNT - 2} completed, 1 failed, 1 invalid"' in html
     assert html.count("<rect") == len(counts)
     assert "style=" not in html  # the content security policy forbids it
     assert FAILURE not in html

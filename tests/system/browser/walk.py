@@ -209,8 +209,8 @@ def test_a_batch(stage: BrowserStage) -> None:
     save_screenshot(page, "flow-batch-running-light")
     assert stage.stack.wait("browser_batch", run_id, 300) == "success"
     expect(frame.locator(".lead .badge")).to_have_text("success", timeout=60_000)
-    expect(frame.locator(".legend li")).to_have_text(["2 failed", "52 completed"])
-    expect(frame.get_by_role("img", name="2 failed, 52 completed")).to_be_visible()
+    expect(frame.locator(".legend li")).to_have_text(["52 completed", "2 failed"])
+    expect(frame.get_by_role("img", name="52 completed, 2 failed")).to_be_visible()
     assert frame.evaluate(RELOAD_MARKER) is True
     expect(frame.get_by_text("Page 1 of 2")).to_be_visible()
     frame.get_by_role("navigation", name="State").get_by_role("link", name="failed").focus()
