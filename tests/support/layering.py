@@ -16,7 +16,7 @@ from pathlib import Path
 PACKAGE = "airflow_provider_flows"
 MAX_MODULE_LINES = 500
 MAX_LINE_LENGTH = 110  # of a printed tree
-MAX_MODULES = 120  # in the package, without `__init__`
+MAX_MODULES = 121  # in the package, without `__init__`
 MAX_TOP_LEVEL_MODULES = 14  # files at the top of the package
 
 # The reading order of the package, which is its import order: a module imports only from modules before it.
