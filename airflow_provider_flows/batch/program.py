@@ -136,6 +136,7 @@ class BatchProgram:
                 await self._runner.adopt_listed_runs(self._task.earlier_stamp)
             active_items = await asyncio.to_thread(self._read_all)
             self._has_read_all = True
+            self._records.change_header(total=self.state.total)
             if self._task.is_first_part:
                 keys = [item.key for item in active_items]
                 await self._runner.clean_up(self._task.earlier_stamp, keys)

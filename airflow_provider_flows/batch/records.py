@@ -81,6 +81,7 @@ class BatchHeader:
     :param host: that connection's base URL, without credentials.
     :param token: tags the flow runs of the batch at the service, together with key and attempt.
     :param parts: the number of values that have the records of the items.
+    :param total: the number of items, 0 before they are counted.
     :param failures_in_row: see `BatchState`.
     :param has_quota_error: whether it has ended because the quota or credit of the account was used up. A
         task that was cleared after that continues, because nothing else starts it again.
@@ -92,6 +93,7 @@ class BatchHeader:
     host: str
     token: str = field(default_factory=lambda: uuid4().hex)
     parts: int = 0
+    total: int = 0
     failures_in_row: int = 0
     has_quota_error: bool = False
 

@@ -112,4 +112,6 @@ MAX_REQUESTS_PER_SECOND = 25.0  # of one connection, unless it sets `max_request
 MAX_CACHED_BYTES = 64 * MIB  # of all cached responses
 MAX_CACHED_RESPONSE_BYTES = 16 * MIB  # of one
 MAX_RUN_LIST_BYTES = 12 * MIB  # of a cached list of runs; it loses its oldest runs
+MAX_MANIFEST_BYTES = 256 * MIB  # of a batch whose items a page lists; it is read when it has changed
+MAX_MANIFEST_LINE_BYTES = MIB
 MAX_STALE_SECONDS = 300.0  # for which an expired response is kept, to be shown if its service fails

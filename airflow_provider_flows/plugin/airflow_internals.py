@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 from uuid import UUID
@@ -41,6 +42,7 @@ from airflow.utils.session import create_session
 from fastapi import Depends
 from sqlalchemy import select
 
+from airflow_provider_flows.batch.records import HEADER_KEY, BatchRecords
 from airflow_provider_flows.compat import connections_have_teams, has_attempts, load_state_backend
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.plugin.task_data import TaskInstanceData, TaskKey
@@ -78,6 +80,7 @@ RESULT_KEY = "return_value"
 TASK_ARGUMENTS = (
     "flow",
     "inputs",
+    "items",
     "parameters",
     "flows_conn_id",
     "output_path",
@@ -126,6 +129,7 @@ def load_task_instance(
             key=key,
             run_record=get_stored(RECORD_KEY),
             first_file_records=get_stored(FILES_KEY),
+            batch_header=get_stored(HEADER_KEY),
             input_error=_parse_input_error(get_stored(INPUT_ERROR_KEY), ti.try_number),
             team_name=get_dag_team(dag_id),
         )
@@ -311,6 +315,15 @@ def load_file_records(key: TaskKey, flow_run_id: str) -> dict[str, Mapping[str, 
         parts = list(iter_file_records(_create_store_reader(key, session), flow_run_id))
     records = [record for part in parts for record in part.values() if isinstance(record, Mapping)]
     return {record["uri"]: record for record in records if isinstance(record.get("uri"), str)}
+
+
+def load_batch_records(key: TaskKey) -> BatchRecords | None:
+    """Return the records of a task's batch; None if there are none.
+
+    :raises FlowError: they cannot be read.
+    """
+    with create_session() as session:
+        return BatchRecords.load(SimpleNamespace(get=_create_store_reader(key, session)))
 
 
 def _create_store_reader(key: TaskKey, session: Any) -> Callable[[str], Any]:

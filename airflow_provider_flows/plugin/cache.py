@@ -1,7 +1,7 @@
-"""The threads that load what the pages show, those of each connection apart, and a cache of what they load.
+"""The threads that load what the pages show, a cache of what they load, and the slots of downloads.
 
-All users of one API server process share them. Concurrent requests for the same key wait for one call. The
-cache checks no permissions: callers do that first.
+All users of one API server process share them; each connection has threads of its own. Concurrent requests
+for the same key wait for one call. The cache checks no permissions: callers do that first.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ from enum import Enum
 from threading import Lock, Thread, current_thread
 from typing import Any, Generic, TypeVar
 
+from fastapi import HTTPException
+
 from airflow_provider_flows.core.exceptions import FlowError, FlowMalformed, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.limits import (
     MAX_CACHED_BYTES,
     MAX_CACHED_RESPONSE_BYTES,
+    MAX_DOWNLOADS,
     MAX_EXTRA_THREADS,
     MAX_FILE_THREADS,
     MAX_FILE_WAIT_SECONDS,
     MAX_QUEUED_JOBS,
     MAX_SERVICE_THREADS,
+    MAX_SLOT_WAIT_SECONDS,
     MAX_STALE_SECONDS,
+    MAX_STALL_SECONDS,
     MAX_THREAD_POOLS,
     MIB,
 )
@@ -35,6 +40,8 @@ from airflow_provider_flows.core.single_flight import CacheEntry, SingleFlightCa
 
 T = TypeVar("T")
 
+TOO_MANY_REQUESTS = 429
+SLOT_POLL_SECONDS = 0.1
 FINAL_TTL_SECONDS = 60.0  # for responses that no longer change
 RESPONSE_WAIT_SECONDS = 10.0  # a page waits this long; a later response is stored for the next request
 MIN_ERROR_TTL_SECONDS = 5.0
@@ -166,6 +173,55 @@ def _run(future: Future[Any], job: Callable[[], Any]) -> None:
         future.set_exception(error)
     else:
         future.set_result(result)
+
+
+class DownloadSlots:
+    """The downloads in progress in this process: at most one of each output, and a few of each connection.
+
+    :param max_downloads: maximum number of one connection.
+    :param wait_seconds: how long a request waits for others to end.
+    :param stall_seconds: how long a reader may take nothing.
+    """
+
+    def __init__(
+        self,
+        max_downloads: int = MAX_DOWNLOADS,
+        wait_seconds: float = MAX_SLOT_WAIT_SECONDS,
+        stall_seconds: float = MAX_STALL_SECONDS,
+    ) -> None:
+        self.stall_seconds = stall_seconds
+        self._max_downloads = max_downloads
+        self._wait_seconds = wait_seconds
+        self._keys: set[tuple[Hashable, Hashable]] = set()
+
+    def __len__(self) -> int:
+        """Return the number of downloads in progress."""
+        return len(self._keys)
+
+    async def acquire(self, key: tuple[Hashable, Hashable]) -> None:
+        """Register a download.
+
+        :param key: the connection, and an output of one of its runs.
+        :raises HTTPException: it has to wait for too long (429).
+        """
+        deadline = time.monotonic() + self._wait_seconds
+        while key in self._keys or self._count(key[0]) >= self._max_downloads:
+            if time.monotonic() >= deadline:
+                text = (
+                    "This output is being downloaded by another request."
+                    if key in self._keys
+                    else "Too many outputs of this connection are being downloaded."
+                )
+                raise HTTPException(TOO_MANY_REQUESTS, f"{text} Try again later.", {"retry-after": "10"})
+            await asyncio.sleep(SLOT_POLL_SECONDS)
+        self._keys.add(key)
+
+    def release(self, key: tuple[Hashable, Hashable]) -> None:
+        """Remove a download that has ended."""
+        self._keys.discard(key)
+
+    def _count(self, connection: Hashable) -> int:
+        return sum(other == connection for other, _ in self._keys)
 
 
 class ResponseCache:
@@ -339,3 +395,4 @@ def _iter_parts(value: object) -> Iterator[object]:
 
 
 RESPONSE_CACHE = ResponseCache()
+DOWNLOAD_SLOTS = DownloadSlots()

@@ -1,4 +1,4 @@
-"""Rendering of pages: the Jinja environment, its filters and functions, the static files, and the URLs.
+"""Rendering of pages, also of errors: the Jinja environment, its functions, the static files, and the URLs.
 
 Jinja escapes every value. The picture of a flow is the only markup inserted as it is; its texts are escaped
 when it is drawn.
@@ -15,22 +15,40 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlencode
 
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.routing import Match
 
+from airflow_provider_flows.core.exceptions import FlowServiceError
 from airflow_provider_flows.core.graph import FlowGraph
 from airflow_provider_flows.drawing import STYLE, to_svg
+from airflow_provider_flows.plugin.cache import TOO_MANY_REQUESTS
+from airflow_provider_flows.plugin.present import to_safe_line
 
 if TYPE_CHECKING:
     from fastapi import Request
     from starlette.types import Scope
 
+DEFAULT_TITLE = "Not available"
+ERROR_TITLES = {401: "Not logged in", 403: "Access denied", 404: "Not found", 429: "Busy"}
+ERROR_TEXTS = {
+    401: "You are not logged in to Airflow, or your session has expired. Reload the page.",
+    403: "You do not have permission to view this connection, or the task instances and XComs of this DAG. "
+    "Ask an administrator of this Airflow deployment for access.",
+}
 NO_VALUE = "\N{EN DASH}"
 MAX_SHORT_ID_LENGTH = 26
 SERVICE_NAMES = ("{flow_run_id}", "{flow}")
+ITEM_STATE_CLASSES = {
+    "active": "running",
+    "fetching": "running",
+    "completed": "completed",
+    "failed": "failed",
+    "invalid": "failed",
+    "aborted": "aborted",
+}
 STATIC_MEDIA_TYPES = {
     "flows.css": "text/css",
     "flows.js": "text/javascript",
@@ -82,6 +100,36 @@ async def render_page(request: Request, name: str, status: int = 200, **context:
     return HTMLResponse(await run_in_threadpool(template.render, base=base, **context), status)
 
 
+async def respond_to_http_error(request: Request, error: Any) -> Response:
+    """Return the page or the JSON of an HTTP error."""
+    text = ERROR_TEXTS.get(error.status_code, str(error.detail))
+    response = await _to_error_response(request, error.status_code, text)
+    if error.status_code == TOO_MANY_REQUESTS:
+        response.headers.update(error.headers or {})
+    return response
+
+
+async def respond_to_invalid_request(request: Request, error: Any) -> Response:
+    """Return the page or the JSON of a request with invalid parameters."""
+    names = ", ".join(sorted({str(one["loc"][-1]) for one in error.errors()}))
+    return await _to_error_response(request, 422, f"Invalid URL parameter: {to_safe_line(names)}.")
+
+
+async def respond_to_flow_error(request: Request, error: Exception) -> Response:
+    """Return the page or the JSON of an error whose message is for the user."""
+    status = 503 if isinstance(error, FlowServiceError) and error.is_transient else 404
+    return await _to_error_response(request, status, to_safe_line(str(error)), DEFAULT_TITLE)
+
+
+async def _to_error_response(request: Request, status: int, text: str, title: str = "") -> Response:
+    # older versions of Starlette take the host of a URL, and then its path, from the Host header
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    if path.startswith("/json/"):
+        return JSONResponse({"detail": text}, status)
+    title = title or ERROR_TITLES.get(status, DEFAULT_TITLE)
+    return await render_page(request, "message.html", status, title=title, text=text)
+
+
 @cache
 def load_static(name: str) -> bytes | None:
     """Return the content of a static file, None if there is no such file."""
@@ -108,6 +156,8 @@ def _environment() -> Environment:
         percent=format_percent,
         timestamp=format_timestamp,
         shorten_id=shorten_id,
+        rate=format_rate,
+        state_class=get_state_class,
     )
     environment.globals.update(query=to_query, picture=draw_picture)
     return environment
@@ -154,6 +204,19 @@ def format_duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def format_rate(per_minute: float) -> str:
+    """Format a number of items per minute."""
+    if per_minute < 1:
+        return f"{60 * per_minute:.1f} items per hour"
+    digits = 0 if per_minute >= 10 else 1
+    return f"{per_minute:,.{digits}f} items per minute"
+
+
+def get_state_class(state: str) -> str:
+    """Return the class of an element that shows the state of a batch's item: that of such a flow run."""
+    return ITEM_STATE_CLASSES.get(state, "created")
 
 
 def format_percent(progress: float) -> str:

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from airflow_provider_flows.core.flow_run import ERROR, FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.core.payload.data_uri import GLB
 from airflow_provider_flows.core.redaction import MAX_PARAMETERS, find_signatures, redact_parameters
+from airflow_provider_flows.core.timestamps import parse_timestamp
 from airflow_provider_flows.plugin.cache import estimate_size
 from airflow_provider_flows.storage.paths import StorageLocation
 
@@ -28,6 +29,10 @@ MAX_TEXT_PREVIEW_LENGTH = 20_000  # characters of a text output
 MAX_LINE_LENGTH = 2_000  # characters of a name, an error message or an input
 MAX_PARAMETER_BYTES = 32 * 1024  # of one parameter of a run in memory
 MAX_OUTPUTS_PER_PAGE = 200
+MAX_OUTPUTS_PER_ITEM = 4  # in the table of a batch; the page of an item has all
+MAX_LISTED_TEXT_LENGTH = 200  # characters of a text there
+ITEM_STATE_ORDER = ("completed", "failed", "invalid", "aborted", "fetching", "active", "pending", "skipped")
+MAX_ATTEMPTS = 1_000_000  # that are plausible
 OUTPUT_PATH_HINT = "Set output_path to have the task store the file."
 LINK_NOTE = f"This output is an expiring link, which is not shown. {OUTPUT_PATH_HINT}"
 OutputKind = Literal["image", "text", "file", "inspectable"]
@@ -132,6 +137,57 @@ class RunListSchema(BaseModel):
     states: dict[str, int] = {}
     note: str | None = None
     is_error: bool = False
+    refresh_after: float | None = None
+
+
+class BatchItemSchema(BaseModel):
+    """One item of a batch, as its manifest has it.
+
+    `flow_run_id` is None for an item that has no page of its own; `further_outputs` is the number of outputs
+    that only that page has.
+    """
+
+    key: str
+    state: str
+    flow_run_id: str | None = None
+    attempts: int = 0
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    is_reused: bool = False
+    error: str | None = None
+    outputs: list[OutputSchema] = []
+    further_outputs: int = 0
+
+
+class BatchPage(BaseModel):
+    """One page of a batch's items, and the counts of all.
+
+    `counts` has the number of items by state; those of `states` are listed, which are all once the batch has
+    ended. `matches` is the number of listed items that match the filters. `rate` is the number of items that
+    end in a minute, and `expected_end` a time in UTC; both are None if unknown. `version` changes whenever
+    anything but the expected end does. The other fields are as in `RunPage`.
+    """
+
+    version: str = ""
+    flow: str | None = None
+    service: str | None = None
+    state: FlowState
+    total: int | None = None
+    ended: int = 0
+    counts: dict[str, int] = {}
+    rate: float | None = None
+    expected_end: datetime | None = None
+    duration: float | None = None
+    manifest: str | None = None
+    items: list[BatchItemSchema] = []
+    states: dict[str, int] = {}
+    matches: int = 0
+    page: int = 1
+    pages: int = 1
+    note: str | None = None
+    is_error: bool = False
+    task_state: str | None = None
+    try_number: int = 0
     refresh_after: float | None = None
 
 
@@ -261,6 +317,39 @@ def _to_output_schema(number: int, output: FlowOutput, *, is_at_service: bool) -
         warning=_to_optional_safe_line(output.warning),
         note=LINK_NOTE if link and output.uri is None else None,
         is_downloadable=output.status != ERROR and (has_file or text is not None),
+    )
+
+
+def sort_states(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the counts of a batch's items by state, from completed to waiting ones."""
+    places = {state: place for place, state in enumerate(ITEM_STATE_ORDER)}
+    return dict(sorted(counts.items(), key=lambda pair: (places.get(pair[0], len(places)), pair[0])))
+
+
+def to_item_schema(
+    key: str, state: str, line: Mapping[str, Any], flow_run_id: str | None, outputs: Iterable[FlowOutput]
+) -> BatchItemSchema:
+    """Convert an item of a batch, with its first outputs, and the beginning of texts.
+
+    :param line: of the manifest; empty if only key and state are known.
+    :param flow_run_id: None for an item that has no page of its own.
+    """
+    error, attempts = line.get("error"), line.get("attempts")
+    schemas = to_output_schemas(outputs, is_at_service=flow_run_id is not None)
+    for schema in schemas:
+        if schema.text is not None and len(schema.text) > MAX_LISTED_TEXT_LENGTH:
+            schema.text, schema.is_truncated = schema.text[:MAX_LISTED_TEXT_LENGTH], True
+    return BatchItemSchema(
+        key=to_safe_line(key),
+        state=state,
+        flow_run_id=flow_run_id,
+        attempts=attempts if type(attempts) is int and 0 <= attempts < MAX_ATTEMPTS else 0,
+        started_at=parse_timestamp(line.get("started_at")),
+        finished_at=parse_timestamp(line.get("finished_at")),
+        is_reused=line.get("reused") is True,
+        error=_to_optional_safe_line(error),
+        outputs=schemas[:MAX_OUTPUTS_PER_ITEM],
+        further_outputs=max(0, len(schemas) - MAX_OUTPUTS_PER_ITEM),
     )
 
 

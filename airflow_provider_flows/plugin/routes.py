@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Hashable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from airflow_provider_flows.core.exceptions import FlowError, FlowServiceError
-from airflow_provider_flows.core.limits import MAX_DOWNLOADS, MAX_SLOT_WAIT_SECONDS, MAX_STALL_SECONDS
+from airflow_provider_flows.core.batch import MAX_KEY_LENGTH
+from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.plugin import output_files
 from airflow_provider_flows.plugin.airflow_internals import (
     REQUIRES_CONNECTION_ACCESS,
@@ -30,7 +29,9 @@ from airflow_provider_flows.plugin.airflow_internals import (
     list_readable_connections,
     load_task_instance,
 )
+from airflow_provider_flows.plugin.batches import BatchQuery, find_batch, get_batch_page, get_item_view
 from airflow_provider_flows.plugin.cache import (
+    DOWNLOAD_SLOTS,
     FINAL_TTL_SECONDS,
     RESPONSE_CACHE,
     PageWaitError,
@@ -50,10 +51,14 @@ from airflow_provider_flows.plugin.html import (
     load_static,
     quote_segment,
     render_page,
+    respond_to_flow_error,
+    respond_to_http_error,
+    respond_to_invalid_request,
 )
 from airflow_provider_flows.plugin.output_files import NoFileError, OpenFile
 from airflow_provider_flows.plugin.present import (
     MAX_LINE_LENGTH,
+    BatchPage,
     OutputInfoSchema,
     RunListSchema,
     RunPage,
@@ -66,6 +71,7 @@ from airflow_provider_flows.plugin.run_view import (
     get_task_run_view,
 )
 from airflow_provider_flows.plugin.task_data import TaskInstanceData, TaskKey
+from airflow_provider_flows.storage.batch_manifest import MAX_STATE_LENGTH
 from airflow_provider_flows.storage.parallel import BrokenFileError
 
 if TYPE_CHECKING:
@@ -76,10 +82,9 @@ log = logging.getLogger(__name__)
 CONNECTION_PATH = "/connection/{connection_id}"
 CONNECTION_RUN_PATH = f"{CONNECTION_PATH}/run/{{flow_run_id}}"
 TASK_PATH = "/task/{dag_id}/{run_id}/{task_id}/{map_index}"
+ITEM_PATH = f"{TASK_PATH}/item/{{key}}"
 PREVIOUS_RUN_PATH = f"{TASK_PATH}/previous/{{flow_run_id}}"
-TOO_MANY_REQUESTS = 429
 OCTET_STREAM = "application/octet-stream"
-SLOT_POLL_SECONDS = 0.1
 DISCONNECT_SECONDS = 5.0
 PREFERRED_CONN_ID = "flows_default"
 NO_CONNECTION_NOTE = (
@@ -98,58 +103,6 @@ GetView = Callable[..., Awaitable[RunView]]
 
 class BrokenDownloadError(Exception):
     """Ends the connection of a download, which its reader must not take for complete."""
-
-
-class DownloadSlots:
-    """The downloads in progress in this process: at most one of each output, and a few of each connection.
-
-    :param max_downloads: maximum number of one connection.
-    :param wait_seconds: how long a request waits for others to end.
-    :param stall_seconds: how long a reader may take nothing.
-    """
-
-    def __init__(
-        self,
-        max_downloads: int = MAX_DOWNLOADS,
-        wait_seconds: float = MAX_SLOT_WAIT_SECONDS,
-        stall_seconds: float = MAX_STALL_SECONDS,
-    ) -> None:
-        self.stall_seconds = stall_seconds
-        self._max_downloads = max_downloads
-        self._wait_seconds = wait_seconds
-        self._keys: set[tuple[Hashable, Hashable]] = set()
-
-    def __len__(self) -> int:
-        """Return the number of downloads in progress."""
-        return len(self._keys)
-
-    async def acquire(self, key: tuple[Hashable, Hashable]) -> None:
-        """Register a download.
-
-        :param key: the connection, and an output of one of its runs.
-        :raises HTTPException: it has to wait for too long (429).
-        """
-        deadline = time.monotonic() + self._wait_seconds
-        while key in self._keys or self._count(key[0]) >= self._max_downloads:
-            if time.monotonic() >= deadline:
-                text = (
-                    "This output is being downloaded by another request."
-                    if key in self._keys
-                    else "Too many outputs of this connection are being downloaded."
-                )
-                raise HTTPException(TOO_MANY_REQUESTS, f"{text} Try again later.", {"retry-after": "10"})
-            await asyncio.sleep(SLOT_POLL_SECONDS)
-        self._keys.add(key)
-
-    def release(self, key: tuple[Hashable, Hashable]) -> None:
-        """Remove a download that has ended."""
-        self._keys.discard(key)
-
-    def _count(self, connection: Hashable) -> int:
-        return sum(other == connection for other, _ in self._keys)
-
-
-DOWNLOAD_SLOTS = DownloadSlots()
 
 
 class DownloadResponse(StreamingResponse):
@@ -223,21 +176,12 @@ def add_run_routes(
     :param back: path of the page to link back to, with the same placeholders.
     :param back_label: text of that link.
     """
-    _add_output_routes(router, f"{path}/output/{{number}}", get_view)
+    add_output_routes(router, f"{path}/output/{{number}}", get_view)
 
     @router.get(path, response_class=HTMLResponse)
     async def show_run(request: Request, view: RunView = Depends(get_view)) -> HTMLResponse:  # noqa: B008, FAST002  # `get_view` is local
         """Return the run as a page."""
-        run_page = await run_in_threadpool(view.to_page)
-        return await render_page(
-            request,
-            "run.html",
-            run_page=run_page,
-            run_path=fill_path(path, request),
-            graph=await get_graph(view.flows_conn_id, view.run.flow if view.run else None, view.team_name),
-            back=back and fill_path(back, request),
-            back_label=back_label,
-        )
+        return await render_run(request, view, path, back and fill_path(back, request), back_label)
 
     @router.get(f"/json{path}")
     async def get_run(view: RunView = Depends(get_view)) -> RunPage:  # noqa: B008, FAST002  # `get_view` is local
@@ -245,7 +189,29 @@ def add_run_routes(
         return await run_in_threadpool(view.to_page)
 
 
-def _add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:
+async def render_run(
+    request: Request, view: RunView, path: str, back: str | None = None, back_label: str = ""
+) -> HTMLResponse:
+    """Return the page of a run; the parameters are as for `add_run_routes`, with `back` filled in."""
+    run_page = await run_in_threadpool(view.to_page)
+    return await render_page(
+        request,
+        "run.html",
+        run_page=run_page,
+        run_path=fill_path(path, request),
+        graph=await get_graph(view.flows_conn_id, view.run.flow if view.run else None, view.team_name),
+        back=back,
+        back_label=back_label,
+    )
+
+
+def add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:
+    """Add the routes of one flow run's outputs.
+
+    :param path: path of an output, with placeholders, `{number}` among them.
+    :param get_view: as for `add_run_routes`.
+    """
+
     @router.get(path, response_class=StreamingResponse)
     async def download_output(number: int, view: RunView = Depends(get_view)) -> StreamingResponse:  # noqa: B008, FAST002  # as above
         """Return an output as an attachment, which the browser saves and does not open."""
@@ -413,6 +379,16 @@ async def get_task_instance(dag_id: str, run_id: str, task_id: str, map_index: s
     return ti_data
 
 
+def get_batch_query(
+    state: Annotated[str, Query(max_length=MAX_STATE_LENGTH)] = "",
+    key: Annotated[str, Query(max_length=MAX_KEY_LENGTH)] = "",
+    page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+) -> BatchQuery:
+    """Return the filters and the page number in the URL."""
+    return BatchQuery(state, key, page)
+
+
+BatchQueryDependency = Annotated[BatchQuery, Depends(get_batch_query)]
 TaskInstanceDependency = Annotated[TaskInstanceData, Depends(get_task_instance)]
 
 
@@ -438,16 +414,48 @@ add_run_routes(
     back=TASK_PATH,
     back_label="Flow run of the latest try",
 )
-add_run_routes(task_router, TASK_PATH, get_task_view)
+add_output_routes(task_router, f"{TASK_PATH}/output/{{number}}", get_task_view)
 
 
-DEFAULT_TITLE = "Not available"
-ERROR_TITLES = {401: "Not logged in", 403: "Access denied", 404: "Not found", 429: "Busy"}
-ERROR_TEXTS = {
-    401: "You are not logged in to Airflow, or your session has expired. Reload the page.",
-    403: "You do not have permission to view this connection, or the task instances and XComs of this DAG. "
-    "Ask an administrator of this Airflow deployment for access.",
-}
+@task_router.get(TASK_PATH, response_class=HTMLResponse)
+async def show_task(
+    request: Request, ti_data: TaskInstanceDependency, query: BatchQueryDependency
+) -> HTMLResponse:
+    """Return the run of a task instance's latest try as a page, or its batch."""
+    batch = find_batch(ti_data)
+    if batch is None:
+        return await render_run(request, await get_task_view(ti_data), TASK_PATH)
+    return await render_page(
+        request,
+        "batch.html",
+        batch=await get_batch_page(batch, query),
+        batch_path=fill_path(TASK_PATH, request),
+        selection={"state": query.state, "key": query.key},
+    )
+
+
+@task_router.get(f"/json{TASK_PATH}")
+async def get_task(ti_data: TaskInstanceDependency, query: BatchQueryDependency) -> RunPage | BatchPage:
+    """Return the same as JSON."""
+    batch = find_batch(ti_data)
+    if batch is not None:
+        return await get_batch_page(batch, query)
+    view = await get_task_view(ti_data)
+    return await run_in_threadpool(view.to_page)
+
+
+async def get_batch_item_view(ti_data: TaskInstanceDependency, key: str) -> RunView:
+    """Return the run of an item of a task instance's batch."""
+    batch = find_batch(ti_data)
+    view = None if batch is None else await get_item_view(batch, key)
+    if view is None:
+        raise HTTPException(404, "No item of this task's batch has this key and a flow run.")
+    return view
+
+
+add_run_routes(task_router, ITEM_PATH, get_batch_item_view, back=TASK_PATH, back_label="Batch")
+
+
 static_router = APIRouter(dependencies=REQUIRES_LOGIN)
 
 
@@ -466,35 +474,8 @@ def create_app() -> FastAPI:
     app = FastAPI(title="Flow runs", docs_url=None, redoc_url=None, openapi_url=None)
     for router in (static_router, index_router, connection_router, task_router):
         app.include_router(router)
-    app.add_exception_handler(StarletteHTTPException, _on_http_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(FlowError, _on_flow_error)
-    app.add_exception_handler(NoFileError, _on_flow_error)
+    app.add_exception_handler(StarletteHTTPException, respond_to_http_error)
+    app.add_exception_handler(RequestValidationError, respond_to_invalid_request)
+    app.add_exception_handler(FlowError, respond_to_flow_error)
+    app.add_exception_handler(NoFileError, respond_to_flow_error)
     return app
-
-
-async def _on_http_error(request: Request, error: Any) -> Response:
-    text = ERROR_TEXTS.get(error.status_code, str(error.detail))
-    response = await _to_error_response(request, error.status_code, text)
-    if error.status_code == TOO_MANY_REQUESTS:
-        response.headers.update(error.headers or {})
-    return response
-
-
-async def _on_validation_error(request: Request, error: Any) -> Response:
-    names = ", ".join(sorted({str(one["loc"][-1]) for one in error.errors()}))
-    return await _to_error_response(request, 422, f"Invalid URL parameter: {to_safe_line(names)}.")
-
-
-async def _on_flow_error(request: Request, error: Exception) -> Response:
-    status = 503 if isinstance(error, FlowServiceError) and error.is_transient else 404
-    return await _to_error_response(request, status, to_safe_line(str(error)), DEFAULT_TITLE)
-
-
-async def _to_error_response(request: Request, status: int, text: str, title: str = "") -> Response:
-    # older versions of Starlette take the host of a URL, and then its path, from the Host header
-    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    if path.startswith("/json/"):
-        return JSONResponse({"detail": text}, status)
-    title = title or ERROR_TITLES.get(status, DEFAULT_TITLE)
-    return await render_page(request, "message.html", status, title=title, text=text)

@@ -84,6 +84,8 @@ class TaskInstanceData:
     """The record of the task's flow run, from the task state store."""
     first_file_records: Any = None
     """The first value with the records of its files, from there too."""
+    batch_header: Any = None
+    """The record of the task's batch as a whole, from there too."""
     input_error: str | None = None
     """Why the latest try has started no flow run, from there too, if its arguments were invalid."""
     earlier_runs: tuple[tuple[Any, int], ...] = ()

@@ -2,6 +2,7 @@
 
 The first two are JSONL. The lines of the manifest are in a temporary file until they are written, because
 there may be many. The state is in the folder `.batch`, if a command runs the batch.
+A reader who shows some of the lines has an index of them all.
 """
 
 from __future__ import annotations
@@ -11,21 +12,28 @@ import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_flows.core.batch import FAILED_ITEMS_NAME, MANIFEST_NAME, BatchItem, ItemProblem
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
-from airflow_provider_flows.core.limits import MAX_IN_MEMORY_BYTES
+from airflow_provider_flows.core.limits import (
+    MAX_BATCH_ITEMS,
+    MAX_IN_MEMORY_BYTES,
+    MAX_MANIFEST_BYTES,
+    MAX_MANIFEST_LINE_BYTES,
+)
 from airflow_provider_flows.core.redaction import redact_path
-from airflow_provider_flows.core.safe_text import replace_surrogates
+from airflow_provider_flows.core.safe_text import replace_surrogates, to_line
+from airflow_provider_flows.core.timestamps import parse_timestamp, to_epoch
 from airflow_provider_flows.storage.atomic_file import (
     OUTPUT_CHUNK_BYTES,
     PartialFile,
     Spool,
+    open_stored_file,
     remove_stale_temporary_files,
 )
 from airflow_provider_flows.storage.batch_items import to_json_value
@@ -45,6 +53,15 @@ if TYPE_CHECKING:
 STATE_FOLDER = ".batch"  # no item has a key with a dot at its start
 LOCK_NAME = "lock"
 MIN_WASTED_BYTES = 16 * 1024 * 1024  # of replaced lines in the temporary file, before it is copied
+RATE_SECONDS = 600.0  # the rate is that of the last ten minutes in which items have ended
+MIN_RATE_ITEMS = 3
+MAX_STATES = 16  # that lines may have; another version of this package may have others than this one
+MAX_STATE_LENGTH = 30
+OTHER_STATE = "unknown"
+MANIFEST_TOO_LARGE = (
+    f"The manifest has more than {MAX_MANIFEST_BYTES:,} bytes, {MAX_BATCH_ITEMS:,} lines, or "
+    f"{MAX_MANIFEST_LINE_BYTES:,} bytes in one line. Read it with airflow_provider_flows.read_manifest."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,3 +334,110 @@ def _write_all(spool: Spool, data: bytes, offset: int) -> None:
 
 def _read_span(spool: Spool, offset: int, size: int) -> bytes:
     return os.pread(spool.file.fileno(), size, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestIndex:
+    """Where the lines of a manifest are, and what they are selected by; a few bytes for each of them.
+
+    :param uri: of the manifest.
+    :param offsets: of the lines in the file, and its size.
+    :param keys: of the items, separated by line feeds.
+    :param states: the index of each item's state in `state_names`.
+    :param runs: the hash of each key with its flow run (`hash_run`).
+    :param rate: how many items have ended in a second, recently; None if unknown.
+    """
+
+    uri: str
+    offsets: array[int]
+    keys: bytes
+    states: bytes
+    state_names: tuple[str, ...]
+    runs: array[int]
+    rate: float | None
+
+    @classmethod
+    def load(cls, folder: ObjectStoragePath) -> Self:
+        """Read the manifest in a folder, without following a symbolic link there.
+
+        :raises FlowInputError: it is too large.
+        :raises ValueError: a line is none of a manifest.
+        :raises Exception: any error of the store.
+        """
+        offsets, states, runs, end_times = array("Q", [0]), bytearray(), array("q"), array("d")
+        keys: list[str] = []
+        numbers: dict[str, int] = {}
+        path = folder / MANIFEST_NAME
+        with open_stored_file(path, folder) as file:
+            for _, data in iter_lines(file, MAX_MANIFEST_LINE_BYTES):
+                if data is None or len(states) >= MAX_BATCH_ITEMS or offsets[-1] > MAX_MANIFEST_BYTES:
+                    raise FlowInputError(MANIFEST_TOO_LARGE)
+                line = _parse_indexed_line(data)
+                keys.append(line["key"])
+                states.append(_number_state(line.get("state"), numbers))
+                runs.append(hash_run(line["key"], line.get("flow_run_id")))
+                offsets.append(offsets[-1] + len(data) + 1)
+                if (finished_at := parse_timestamp(line.get("finished_at"))) is not None:
+                    end_times.append(to_epoch(finished_at))
+        encoded_keys, rate = "\n".join(keys).encode(), _compute_rate(end_times)
+        return cls(to_uri(path), offsets, encoded_keys, bytes(states), tuple(numbers), runs, rate)
+
+    def get_keys(self) -> list[bytes]:
+        """Return the keys of all items."""
+        return self.keys.split(b"\n") if self.states else []
+
+    def load_lines(self, folder: ObjectStoragePath, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """Return lines by their numbers, from 0 on, without those that have changed since the index.
+
+        :raises Exception: any error of the store.
+        """
+        lines: dict[int, dict[str, Any]] = {}
+        keys = self.get_keys()
+        with open_stored_file(folder / MANIFEST_NAME, folder) as file:
+            for number in sorted(numbers):
+                file.seek(self.offsets[number])
+                with suppress(ValueError):
+                    line = _parse_indexed_line(file.read(self.offsets[number + 1] - self.offsets[number]))
+                    run = hash_run(line["key"], line.get("flow_run_id"))
+                    if line["key"].encode() == keys[number] and run == self.runs[number]:
+                        lines[number] = line
+        return lines
+
+
+def hash_run(key: str, flow_run_id: str | None) -> int:
+    """Return a hash of an item's key with its flow run, which has another value in each process.
+
+    It is 0 for an item without a run.
+    """
+    return 0 if flow_run_id is None else hash((key, flow_run_id)) or 1
+
+
+def _parse_indexed_line(data: bytes) -> dict[str, Any]:
+    """Return the dict of a line.
+
+    :raises ValueError: it is no line of a manifest.
+    """
+    try:
+        line = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("the line is nested too deeply") from error
+    has_key = isinstance(line, dict) and isinstance(line.get("key"), str) and line["key"].isprintable()
+    if not has_key or not isinstance(line.get("flow_run_id"), str | None):
+        raise ValueError("it is no line of a manifest")
+    return dict(line)
+
+
+def _number_state(state: Any, numbers: dict[str, int]) -> int:
+    """Return the number of a state, the next one for a new state."""
+    name = to_line(state[:MAX_STATE_LENGTH]) if isinstance(state, str) else OTHER_STATE
+    if name not in numbers and len(numbers) >= MAX_STATES:
+        name = OTHER_STATE
+    return numbers.setdefault(name, len(numbers))
+
+
+def _compute_rate(end_times: array[float]) -> float | None:
+    """Return how many items have ended in a second of the last minutes, None if these are too few."""
+    latest = max(end_times, default=0.0)
+    recent = [end_time for end_time in end_times if end_time >= latest - RATE_SECONDS]
+    seconds = latest - min(recent, default=latest)
+    return (len(recent) - 1) / seconds if len(recent) >= MIN_RATE_ITEMS and seconds > 0 else None

@@ -24,7 +24,7 @@ from fastapi.testclient import TestClient
 from airflow_provider_flows.core.limits import MAX_IMAGE_BYTES
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin import routes
-from airflow_provider_flows.plugin.cache import RESPONSE_CACHE
+from airflow_provider_flows.plugin.cache import RESPONSE_CACHE, DownloadSlots
 from tests.support.airflow_run import run_dag
 from tests.support.hostile import HostileServer, downloads
 from tests.support.hostile.downloads import BREAK_BYTES, MIB, model
@@ -44,10 +44,10 @@ def site(airflow_database: None) -> Iterator[tuple[str, TestClient]]:  # noqa: A
 
 
 @pytest.fixture(autouse=True)
-def slots(monkeypatch: pytest.MonkeyPatch) -> routes.DownloadSlots:
+def slots(monkeypatch: pytest.MonkeyPatch) -> DownloadSlots:
     """Return new slots for downloads, for which a request waits half a second."""
     RESPONSE_CACHE.clear()
-    new = routes.DownloadSlots(wait_seconds=0.5)
+    new = DownloadSlots(wait_seconds=0.5)
     monkeypatch.setattr(routes, "DOWNLOAD_SLOTS", new)
     return new
 
@@ -117,7 +117,7 @@ def count_download_threads() -> int:
 def test_slow_reader_stops_the_service_and_leaving_ends_it(
     site: tuple[str, TestClient],
     run_path: str,
-    slots: routes.DownloadSlots,
+    slots: DownloadSlots,
     case: tuple[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -160,7 +160,7 @@ def test_an_endless_picture_ends_with_an_error(
 def test_a_broken_download_is_not_taken_for_complete(
     site: tuple[str, TestClient],
     run_path: str,
-    slots: routes.DownloadSlots,
+    slots: DownloadSlots,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -198,7 +198,7 @@ def test_a_repeated_attempt_continues_the_download(
 def test_one_download_of_an_output_at_a_time(
     site: tuple[str, TestClient],
     run_path: str,
-    slots: routes.DownloadSlots,
+    slots: DownloadSlots,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A second download of an output waits, and is rejected (429) if the first one does not end."""
@@ -221,7 +221,7 @@ def test_downloads_at_a_time_are_limited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Downloads of different outputs are limited as well, because each has a thread."""
-    monkeypatch.setattr(routes, "DOWNLOAD_SLOTS", routes.DownloadSlots(max_downloads=0, wait_seconds=0))
+    monkeypatch.setattr(routes, "DOWNLOAD_SLOTS", DownloadSlots(max_downloads=0, wait_seconds=0))
     with request(site, f"{run_path}/output/0") as response:
         assert response.status == 429
         assert b"Too many outputs" in response.read()
@@ -231,7 +231,7 @@ def test_reader_who_takes_nothing_frees_the_download(
     site: tuple[str, TestClient], run_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader who pauses for too long holds no download, and does not get a truncated file as complete."""
-    slots = routes.DownloadSlots(stall_seconds=1.0)
+    slots = DownloadSlots(stall_seconds=1.0)
     monkeypatch.setattr(routes, "DOWNLOAD_SLOTS", slots)
     with (
         hostile_service("a model that never ends", monkeypatch) as service,
@@ -246,7 +246,7 @@ def test_reader_who_takes_nothing_frees_the_download(
 def test_leaving_during_the_silence_of_a_service_frees_the_buffer(
     site: tuple[str, TestClient],
     run_path: str,
-    slots: routes.DownloadSlots,
+    slots: DownloadSlots,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The output stays taken until the service's connection has ended, so that there is one at a time."""
@@ -260,7 +260,7 @@ def test_leaving_during_the_silence_of_a_service_frees_the_buffer(
 
 async def test_downloads_of_one_connection_take_no_slot_of_another() -> None:
     """The limit is for each connection; a download that has ended makes room for another one."""
-    slots = routes.DownloadSlots(max_downloads=1, wait_seconds=0)
+    slots = DownloadSlots(max_downloads=1, wait_seconds=0)
     await slots.acquire(("slow", "first"))
     await slots.acquire(("healthy", "first"))
     with pytest.raises(HTTPException) as caught:

@@ -111,7 +111,7 @@ def test_every_route_requires_a_login_and_those_of_connections_read_access(
 def test_access_is_checked_per_dag_its_xcoms_and_per_connection(clients: Clients, emulator: Emulator) -> None:
     """Access to one DAG or connection gives none to others; without access to XComs the tab is denied."""
     paths = [path for path in route_paths() if "task/" in path]
-    assert len(paths) == 10
+    assert len(paths) == 15
     result = run_task(DORAS_DAG, **CHAIR_ARGUMENTS, wait_for_completion=False)
     own_path = task_path(DORAS_DAG, result.run_id)
     request_count = len(emulator.requests)

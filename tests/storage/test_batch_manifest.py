@@ -14,11 +14,16 @@ import airflow_provider_flows
 from airflow_provider_flows.core.batch import BatchItem, ItemProblem
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.flow_run import FlowOutput
+from airflow_provider_flows.core.limits import MAX_BATCH_ITEMS, MAX_MANIFEST_LINE_BYTES
 from airflow_provider_flows.storage.batch_items import BatchItems
 from airflow_provider_flows.storage.batch_manifest import (
+    MANIFEST_TOO_LARGE,
+    MAX_STATES,
     MIN_WASTED_BYTES,
     BatchManifest,
+    ManifestIndex,
     ManifestLine,
+    hash_run,
     read_manifest,
 )
 from tests.support.bucket import (
@@ -268,3 +273,79 @@ def test_memory_of_many_lines(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert (tmp_path / "manifest.jsonl").stat().st_size > 18_000_000
     assert peak < 12_000_000
+
+
+def test_index_finds_each_line(place: tuple[str, str | None]) -> None:
+    """The index has keys, states and runs of all lines; a line that was replaced meanwhile is left out."""
+    manifest, folder = BatchManifest(*place), ObjectStoragePath(place[0], conn_id=place[1])
+    for row, line in enumerate(LINES, 1):
+        manifest.record(line, row)
+    manifest.write()
+    index = ManifestIndex.load(folder)
+    assert index.uri == manifest.uri
+    assert [key.decode() for key in index.get_keys()] == [line.key for line in LINES]
+    assert [index.state_names[state] for state in index.states] == [line.state for line in LINES]
+    assert [*index.runs] == [hash_run(line.key, line.flow_run_id) for line in LINES]
+    rows = list(read_manifest(manifest.uri, place[1]))
+    assert index.load_lines(folder, [3, 1]) == {1: rows[1], 3: rows[3]}
+    manifest.record(ManifestLine("table", "completed", "r-3"), 2)
+    manifest.write()
+    folder.fs.invalidate_cache()
+    assert index.load_lines(folder, range(4)) == {0: rows[0]}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate"),
+    [([], None), ([0, 10], None), ([5, 5, 5], None), ([0, 10, 20], 0.1), ([0, 1000, 1010, 1020], 0.1)],
+)
+def test_rate_is_that_of_the_last_minutes(tmp_path: Path, seconds: list[int], rate: float | None) -> None:
+    """It counts the items that have ended within ten minutes of the last one."""
+    manifest = BatchManifest(str(tmp_path))
+    for number, second in enumerate(seconds):
+        finished_at = f"2026-01-01T00:{second // 60:02}:{second % 60:02}Z"
+        manifest.record(ManifestLine(f"k{number}", "completed", finished_at=finished_at), number)
+    manifest.write()
+    assert ManifestIndex.load(ObjectStoragePath(f"file://{tmp_path}")).rate == rate
+
+
+@pytest.mark.parametrize("kind", ["lines", "line"])
+def test_index_has_bounds(tmp_path: Path, kind: str) -> None:
+    """A file with too many lines, or with one that is too long, is rejected."""
+    line = b'{"key":"k","state":"completed"}\n'
+    content = line * (MAX_BATCH_ITEMS + 1) if kind == "lines" else b" " * MAX_MANIFEST_LINE_BYTES + line
+    (tmp_path / "manifest.jsonl").write_bytes(content)
+    with pytest.raises(FlowInputError) as caught:
+        ManifestIndex.load(ObjectStoragePath(f"file://{tmp_path}"))
+    assert str(caught.value) == MANIFEST_TOO_LARGE
+
+
+def test_index_of_many_states(tmp_path: Path) -> None:
+    """Of a file that another program has written, the states have a bound."""
+    lines = [f'{{"key":"k{number}","state":"s{number}"}}\n' for number in range(300)]
+    (tmp_path / "manifest.jsonl").write_text("".join(lines))
+    index = ManifestIndex.load(ObjectStoragePath(f"file://{tmp_path}"))
+    assert (len(index.state_names), index.state_names[-1]) == (MAX_STATES + 1, "unknown")
+
+
+def test_memory_of_an_index(tmp_path: Path) -> None:
+    """100,000 lines, 40 MB, have an index of a few MB, and the lines of a page are read alone."""
+    filler = "x" * 300
+    line = '{{"key":"chair-{0}","state":"completed","flow_run_id":"r{0}","error":"{1}"}}\n'
+    with (tmp_path / "manifest.jsonl").open("w") as file:
+        file.writelines(line.format(number, filler) for number in range(MAX_BATCH_ITEMS))
+    folder = ObjectStoragePath(f"file://{tmp_path}")
+    tracemalloc.start()
+    try:
+        index = ManifestIndex.load(folder)
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        numbers = range(MAX_BATCH_ITEMS - 50, MAX_BATCH_ITEMS)
+        rows = index.load_lines(folder, numbers)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [row["flow_run_id"] for row in rows.values()] == [
+        f"r{number}" for number in range(99_950, 100_000)
+    ]
+    assert size < 5_000_000
+    assert peak < 20_000_000

@@ -137,13 +137,14 @@
     };
   };
 
-  // Replaces the page without a reload; open details, selected options and the focus are preserved.
+  // Replaces the page without a reload; open details, selected options, typed text and the focus are preserved.
   const replacePage = async (main) => {
     const response = await fetch(window.location.href);
     const fresh = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("main");
     if (!fresh) return main;
     const restoreFocus = saveFocus(main);
     const selected = [...main.querySelectorAll("select")].map((each) => each.value);
+    const typed = [...main.querySelectorAll("input[type=search]")].map((each) => each.value);
     const open = [...main.querySelectorAll("details")].map((each) => each.open);
     document.adoptNode(fresh);
     main.replaceWith(fresh);
@@ -152,6 +153,9 @@
     });
     [...fresh.querySelectorAll("select")].forEach((each, index) => {
       if ([...each.options].some((option) => option.value === selected[index])) each.value = selected[index];
+    });
+    [...fresh.querySelectorAll("input[type=search]")].forEach((each, index) => {
+      if (index < typed.length) each.value = typed[index];
     });
     restoreFocus(fresh);
     // for screen readers

@@ -195,6 +195,53 @@ def test_each_mapped_instance_has_its_own_run(stage: BrowserStage) -> None:
     assert Path(download.value.path()).read_bytes().startswith(b"glTF")
 
 
+def test_a_batch(stage: BrowserStage) -> None:
+    """The tab follows a batch to its end; its items are filtered, searched and opened by keyboard."""
+    stage.emulator.add_plan(Plan(outcome="failed", error=f"The mesh has a hole {HOSTILE}", times=2))
+    page = stage.log_in()  # takes a while, and the first manifest is to be seen
+    run_id = stage.stack.trigger("browser_batch")
+    stage.stack.wait_for_task("browser_batch", run_id, "make", {"running", "deferred"}, 60)
+    frame = open_frame(page, stage.tab_url("browser_batch", run_id, "make"))
+    expect(frame.locator("tbody tr").nth(15)).to_be_visible(timeout=120_000)  # the first manifest
+    frame.evaluate(f"{RELOAD_MARKER} = true")
+    expect(frame.get_by_text("expected end")).to_be_visible()
+    assert_readable(frame)
+    save_screenshot(page, "flow-batch-running-light")
+    assert stage.stack.wait("browser_batch", run_id, 300) == "success"
+    expect(frame.locator(".lead .badge")).to_have_text("success", timeout=60_000)
+    expect(frame.locator(".legend li")).to_have_text(["52 completed", "2 failed"])
+    expect(frame.get_by_role("img", name="52 completed, 2 failed")).to_be_visible()
+    assert frame.evaluate(RELOAD_MARKER) is True
+    expect(frame.get_by_text("Page 1 of 2")).to_be_visible()
+    frame.get_by_role("navigation", name="State").get_by_role("link", name="failed").focus()
+    page.keyboard.press("Enter")
+    expect(frame.locator("tbody tr")).to_have_count(2)
+    expect(frame.get_by_text(HOSTILE).first).to_be_visible()
+    frame.get_by_role("link", name="All listed").click()
+    frame.get_by_label("Key").fill("rustic-stool")
+    page.keyboard.press("Enter")
+    expect(frame.locator("tbody tr")).to_have_count(6)
+    with page.expect_download() as download:
+        frame.get_by_role("link", name=re.compile("of rustic-stool-1$")).click()
+    written = next((stage.output / "chairs" / "rustic-stool-1").glob("*.glb"))
+    assert Path(download.value.path()).read_bytes() == written.read_bytes()
+    frame.get_by_role("link", name="rustic-stool-1", exact=True).focus()
+    page.keyboard.press("Enter")
+    expect(frame.locator(".facts")).to_contain_text("Triangles", ignore_case=True)
+    frame.get_by_role("link", name="Batch").click()
+    expect(frame.locator("tbody tr")).to_have_count(50)
+    assert_harmless(page)
+    dark = stage.log_in(dark=True)
+    frame = open_frame(dark, stage.tab_url("browser_batch", run_id, "make"))
+    expect(frame.locator("tbody tr")).to_have_count(50)
+    assert_readable(frame)
+    save_screenshot(dark, "flow-batch-dark")
+    small = stage.log_in(size=NARROW)
+    small.goto(stage.content_url("browser_batch", run_id, "make"))
+    expect(small.locator("tbody tr")).to_have_count(50)
+    assert_readable(small, NARROW[0])
+
+
 def test_a_task_without_a_run_has_a_message(stage: BrowserStage) -> None:
     """Airflow shows the tab on every task."""
     run_id = stage.stack.trigger("browser_none")

@@ -1,4 +1,4 @@
-"""The DAGs of the browser tests: a model, a chain, mapped tasks, no waiting, retries, no flow run.
+"""The DAGs of the browser tests: a model, a chain, mapped tasks, a batch, no waiting, retries, no flow run.
 
 Hostile texts come from the configuration of a DAG run.
 """
@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, task
 
-from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.operators import RunFlowBatchOperator, RunFlowOperator
 
 OUTPUT = os.environ["FLOWS_DEMO_OUTPUT"]
 
@@ -37,6 +37,24 @@ with DAG("browser_mapped", schedule=None):
     RunFlowOperator.partial(
         task_id="make", flow="model_generate_fromprompt", parameters={"quality": "low"}, poll_interval=1
     ).expand(inputs=["A round table", "A stool"])
+
+STYLES, KINDS = ("modern", "rustic", "round"), ("chair", "stool", "bench")
+
+with DAG("browser_batch", schedule=None):
+    RunFlowBatchOperator(
+        task_id="make",
+        flow="model_generate_fromprompt",
+        items=[
+            {"key": f"{name}-{number}", "inputs": f"A {name.replace('-', ' ')}"}
+            for name in (f"{style}-{kind}" for style in STYLES for kind in KINDS)
+            for number in range(1, 7)
+        ],
+        parameters={"quality": "low"},
+        output_path=f"{OUTPUT}/chairs",
+        max_active_runs=6,
+        min_success_ratio=0.9,
+        poll_interval=1,
+    )
 
 with DAG("browser_left", schedule=None):
     RunFlowOperator(
