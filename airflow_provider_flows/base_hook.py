@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from airflow_provider_flows.transport.rate_limiter import RateLimitedTransport
     from airflow_provider_flows.transport.settings import Settings
 
+    _Send = Callable[[Request], Response]
+
 log = logging.getLogger(__name__)
 
 MIN_DOWNLOAD_ATTEMPTS = 3
@@ -340,17 +342,13 @@ class BaseFlowsHook(BaseHook):
             thread.join()
 
     def limit_requests(self, max_wait: float = inf) -> None:
-        """Limit the rate of this hook's requests also if the connection does not: `MAX_REQUESTS_PER_SECOND`.
-
-        It applies to `run`. All hooks of the account for which this was called share the rate limiter.
+        """Limit the rate of the requests of `run` also if the connection does not: `MAX_REQUESTS_PER_SECOND`.
 
         :param max_wait: longest time that a request waits for the limiter, in seconds.
         """
         self._max_rate_wait = max_wait
 
-    def _limit_rate(
-        self, settings: Settings, send: Callable[[Request], Response]
-    ) -> Callable[[Request], Response]:
+    def _limit_rate(self, settings: Settings, send: _Send) -> _Send:
         """Return a function that sends requests at the rate of the account in this process, if it has one."""
         per_second = self.extra.get("max_requests_per_second")
         if per_second is None and self._max_rate_wait is None:

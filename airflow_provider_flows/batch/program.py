@@ -36,7 +36,6 @@ from airflow_provider_flows.core.exceptions import (
     FlowError,
     FlowNotFound,
     FlowQuotaExceeded,
-    FlowRunAborted,
     FlowRunFailed,
 )
 from airflow_provider_flows.core.flow_run import failure_error
@@ -415,7 +414,7 @@ class BatchProgram:
         failures = record.failures if record.try_number == self._task.try_number else 0
         record = replace(record, failures=failures + 1, try_number=self._task.try_number)
         if isinstance(error, FlowRunFailed):  # so that its run need not be polled again
-            record = replace(record, state=_to_state(error))
+            record = replace(record, state=ItemState.after_error(error))
         self._records.put(item.key, record)
         return is_repeatable(error) and self.state.may_repeat(record.failures)
 
@@ -428,7 +427,7 @@ class BatchProgram:
         self, item: BatchItem, old: ItemState, error: Exception, run: FlowRun | None = None
     ) -> None:
         """Record that an item has failed."""
-        new = _to_state(error)
+        new = ItemState.after_error(error)
         record = self._records.get(item.key) or ItemRecord(self._options.compute_fingerprint(item))
         is_settled = isinstance(error, FlowRunFailed) or record.flow_run_id is None
         if is_settled:  # else the run may be active, or has outputs to be fetched
@@ -495,7 +494,3 @@ class BatchProgram:
         if self._logged_failures > MAX_LOGGED_FAILURES:
             log.warning("%d items have failed; see %s", self._logged_failures, self._results.failed_items_uri)
         log.info("%s", self.state.describe())
-
-
-def _to_state(error: Exception) -> ItemState:
-    return ItemState.ABORTED if isinstance(error, FlowRunAborted) else ItemState.FAILED

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import Any
 
-from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowRunAborted
 from airflow_provider_flows.core.safe_text import to_plain_name
 
 MANIFEST_NAME = "manifest.jsonl"
@@ -127,6 +127,11 @@ class ItemState(StrEnum):
     ABORTED = "aborted"
     INVALID = "invalid"
     """It cannot be sent."""
+
+    @classmethod
+    def after_error(cls, error: Exception) -> ItemState:
+        """Return the state of an item that an error has ended."""
+        return cls.ABORTED if isinstance(error, FlowRunAborted) else cls.FAILED
 
 
 # of an item's state, within one part of a try; an item in the last four states has ended
