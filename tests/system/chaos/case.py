@@ -269,7 +269,7 @@ class Case:
         """Describe the files in the output folder; "all" are as many files as the service has outputs."""
         files = [path for path in self.output.rglob("*") if path.is_file()]
         temporary = [path for path in files if path.name.startswith(".") or path.suffix == ".part"]
-        complete = [path for path in files if path not in temporary and _is_complete_glb(path)]
+        complete = [path for path in files if path not in temporary and is_complete_glb(path)]
         counts = Counter(path.parent.name for path in complete)
         complete_runs = [run for run, number in counts.items() if number == self.service.outputs(run)]
         counted = {
@@ -297,6 +297,7 @@ def is_waiting_instance(dag: str, instance: dict[str, Any]) -> bool:
     return bool(instance["triggerer_job"]) if "deferrable" in dag else instance["state"] == "running"
 
 
-def _is_complete_glb(path: Path) -> bool:
+def is_complete_glb(path: Path) -> bool:
+    """Return whether a file is a model of the length that its header names."""
     data = path.read_bytes()
     return data[:4] == b"glTF" and int.from_bytes(data[8:12], "little") == len(data)
