@@ -330,24 +330,33 @@ class BatchTry:
         elif self.options.abort_on_kill:
             self._abort_all(self.hook)
 
-    def _abort_all(self, hook: FlowsHook) -> None:
-        """Abort the active runs, and delete those that were created and not started. Never raises."""
+    def _abort_all(
+        self, hook: FlowsHook, earlier_ids: Collection[str] = (), *, is_last: bool = True
+    ) -> Collection[str]:
+        """Abort the active runs, and return their ids. Never raises.
+
+        :param earlier_ids: of runs that were aborted before.
+        :param is_last: whether no other run is created, so that those that were not started are deleted.
+        """
         service = hook.service
         if self.records is None or not service.supports("get_run"):
-            return
-        run_ids = _get_run_ids(self.records)
+            return ()
+        run_ids = [run_id for run_id in _get_run_ids(self.records) if run_id not in earlier_ids]
 
         async def abort_all() -> int:
             count = await abort_killed_runs(hook, run_ids) if service.supports("abort") else 0
-            await hook.arun(delete_created_runs(service, self.options.stamp))
+            if is_last:
+                await hook.arun(delete_created_runs(service, self.options.stamp))
             return count
 
         try:
             count = asyncio.run(abort_all())
         except Exception:
             log.exception("The flow runs of the batch could not be aborted. Check them at the service")
-        else:
+            return ()
+        if run_ids or not earlier_ids:
             log.info("%d of %d flow runs that may have been active were aborted", count, len(run_ids))
+        return frozenset(run_ids)
 
     def on_kill(self) -> None:
         """Abort all active runs only if Airflow has ended the task. Never raises.
@@ -372,9 +381,13 @@ class BatchTry:
             self.cancellation.cancel()  # before the ids are read: a start that saves an id checks it later
             if self._thread is not None:
                 self._thread.cancel()
+            hook = self.create_hook() if self.options.abort_on_kill else None
+            # at once, because Airflow 3.3 ends the process five seconds after its first signal
+            first_ids = () if hook is None else self._abort_all(hook, is_last=False)
+            if self._thread is not None:
                 self._thread.wait(KILL_GRACE_SECONDS)
-            if self.options.abort_on_kill:
-                self._abort_all(self.create_hook())
+            if hook is not None:
+                self._abort_all(hook, first_ids)
         except Exception:  # nothing may escape from a kill
             log.exception("The flow runs of the killed task could not be aborted. Check them at the service")
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import requests
+
 from tests.system.chaos import processes
 from tests.system.chaos.proxy import CREATE_LOCK, Action, Interception, Proxy, When
 from tests.system.chaos.services import EmulatorService, Plan, ServiceFactory, ServiceUnderTest
@@ -25,6 +27,7 @@ RUN_PATH = r"/flows/[^/]+"
 WRITE_LOCK = threading.Lock()
 MAX_WAIT_SECONDS = 240.0
 POLL_SECONDS = 1.0
+MAX_SLOW_READS = 4
 FINAL_TASK_STATES = {"success", "failed", "upstream_failed", "skipped", "removed"}
 
 
@@ -170,11 +173,11 @@ class Case:
 
     def state(self, dag: str, run_id: str) -> str | None:
         """Return the state of a run's task."""
-        return self.retry_when_locked(lambda: self.airflow.task_state(f"chaos_{dag}", run_id, "run"))
+        return self._read(lambda: self.airflow.task_state(f"chaos_{dag}", run_id, "run"))
 
     def task_instances(self, dag: str, run_id: str) -> list[dict[str, Any]]:
         """Return the instances of a run's task, ordered by map index, as Airflow's API describes them."""
-        found = self.retry_when_locked(lambda: self.airflow.task_instances(f"chaos_{dag}", run_id))
+        found = self._read(lambda: self.airflow.task_instances(f"chaos_{dag}", run_id))
         return sorted(found, key=lambda instance: int(instance["map_index"]))
 
     def is_waiting(self, dag: str, run_id: str, number: int = 1) -> bool:
@@ -219,6 +222,15 @@ class Case:
         self.run_exclusively(
             lambda: send(self.airflow) if send else self.airflow.clear(f"chaos_{dag}", run_id, "run")
         )
+
+    def _read(self, call: Callable[[], T]) -> T:
+        """Call Airflow to read something, again if SQLite was locked or there was no response."""
+        for _ in range(MAX_SLOW_READS):
+            try:
+                return self.retry_when_locked(call)
+            except requests.Timeout:
+                self.stage.stop_event.wait(POLL_SECONDS)
+        return self.retry_when_locked(call)
 
     @staticmethod
     def retry_when_locked(call: Callable[[], T]) -> T:
