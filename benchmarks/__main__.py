@@ -20,6 +20,7 @@ BENCHMARKS = {
     "airflow": "complete_airflow",
     "imports": "import_time",
     "files": "files",
+    "batch": "batch",
 }
 
 

@@ -10,7 +10,9 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -107,43 +109,67 @@ def cpu_seconds(pid: int) -> float:
 def _run_way(way: str, mapped: int, seconds: float, poke: float) -> dict[str, Any]:
     """Run one way to its end, and return the figures."""
     print(f"  {WAYS[way]}: {mapped} runs of {seconds:g} s ...", file=sys.stderr, flush=True)
+    timeout = EXTRA_WAIT_SECONDS + mapped * (seconds + poke + TASK_OVERHEAD_SECONDS)
+    with start_airflow(seconds, mapped, poke) as (airflow, server):
+        return {"title": WAYS[way], **measure(airflow, server, way, mapped, timeout)}
+
+
+@contextmanager
+def start_airflow(
+    seconds: float, mapped: int, poke: float, environment: Mapping[str, str] | None = None, **arguments: Any
+) -> Iterator[tuple[Stack, FlowServer]]:
+    """Start a server and an Airflow with default settings and two worker slots, and stop them at the end.
+
+    :param seconds: the duration of a flow run.
+    :param mapped: the number of flow runs of the mapped ways.
+    :param poke: the interval of both sensors in seconds.
+    :param environment: more environment variables.
+    :param arguments: more arguments of the server.
+    """
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        server = FlowServer(home / "server.log", shortest=seconds, longest=seconds)
+        server = FlowServer(home / "server.log", shortest=seconds, longest=seconds, **arguments)
         server.start()
         try:
-            environment = _environment(server.address, mapped, poke)
-            with Stack(home / "airflow", DAGS, environment=environment, parallelism=SLOTS) as airflow:
-                return _measure(
-                    airflow,
-                    server,
-                    way,
-                    mapped,
-                    EXTRA_WAIT_SECONDS + mapped * (seconds + poke + TASK_OVERHEAD_SECONDS),
-                )
+            variables = {**_environment(server.address, mapped, poke), **(environment or {})}
+            with Stack(home / "airflow", DAGS, environment=variables, parallelism=SLOTS) as airflow:
+                yield airflow, server
         finally:
             server.stop()
 
 
-def _measure(airflow: Stack, server: FlowServer, way: str, mapped: int, timeout: float) -> dict[str, Any]:
-    before = _cpu_by_part(airflow)
-    run_id = airflow.trigger(way)
+def measure(  # noqa: PLR0917  # of one way
+    airflow: Stack,
+    server: FlowServer,
+    way: str,
+    count: int,
+    timeout: float,
+    conf: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run the DAG of a way in a running Airflow, and return the figures.
+
+    :param count: the number of its flow runs.
+    :param timeout: seconds until it must have ended.
+    :param conf: the configuration of the DAG run.
+    """
+    before, earlier = _cpu_by_part(airflow), server.report()
+    run_id = airflow.trigger(way, conf)
     state = _wait_for_end(airflow, way, run_id, timeout)
-    after = _cpu_by_part(airflow)
+    after, report = _cpu_by_part(airflow), server.report()
     dag_run = airflow.call("GET", f"dags/{way}/dagRuns/{run_id}").json()
     makespan = datetime.fromisoformat(dag_run["end_date"]) - datetime.fromisoformat(dag_run["start_date"])
-    report, parts = server.report(), {part: after[part] - before[part] for part in PARTS}
-    requests = sum(report["requests"].values())
+    parts = {part: after[part] - before[part] for part in PARTS}
+    counted = Counter(report["requests"])
+    counted.subtract(earlier["requests"])
     return {
         "way": way,
-        "title": WAYS[way],
         "makespan": makespan.total_seconds(),
         "cpu": sum(parts.values()),
         **parts,
-        "request_count": requests,
-        "requests_per_run": requests / mapped,
-        "requests": report["requests"],
-        "started": report["runs"],
+        "request_count": counted.total(),
+        "requests_per_run": counted.total() / count,
+        "requests": dict(counted),
+        "started": report["runs"] - earlier["runs"],
         "tries": sum(ti["try_number"] for ti in _task_instances(airflow, way, run_id)),
         "state": state,
     }

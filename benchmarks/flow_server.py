@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import resource
 import time
@@ -23,6 +24,7 @@ PAGE_SIZE = 100
 DBT_RUNNING, DBT_SUCCESS = 3, 10
 NOT_FOUND: RawResponse = (404, b'{"detail": "Not Found"}')
 OUTPUT = b'[{"asset_id": "1", "status": "ready", "processed": null, "additional": null}]'
+MODEL_HEADER_BYTES = 12
 
 
 class Run:
@@ -78,9 +80,13 @@ class Run:
 class FlowService:
     """All runs, and the responses about them."""
 
-    def __init__(self, script: RunScript, progress: str, listing: str) -> None:
-        """Create a service without runs; those of the script start by a control request."""
+    def __init__(self, script: RunScript, progress: str, listing: str, model_bytes: int = 0) -> None:
+        """Create a service without runs; those of the script start by a control request.
+
+        :param model_bytes: the size of each run's output, a model; without a size it is the run itself.
+        """
         self._script, self._progress, self._listing = script, progress, listing
+        self._model = _create_model(model_bytes) if model_bytes else None
         self._runs: dict[str, Run] = {}
         self._request_counts: Counter[str] = Counter()
 
@@ -148,6 +154,8 @@ class FlowService:
             return NOT_FOUND
         elif (method, segments[2:]) == ("GET", ["outputs"]):
             return 200, b'{"flow_id": "%s", "outputs": %s}' % (known.flow_run_id.encode(), OUTPUT)
+        elif (method, segments[2:]) == ("GET", ["outputs", "1"]) and self._model is not None:
+            return 200, self._model
         elif (method, segments[2:]) == ("POST", ["inputs"]):
             return 200, b'{"asset_id": "0"}'
         else:
@@ -169,6 +177,13 @@ class FlowService:
         return json.dumps(
             {"requests": dict(self._request_counts), "cpu": time.process_time(), "runs": len(self._runs)}
         ).encode()
+
+
+def _create_model(size: int) -> bytes:
+    """Return the response with a GLB of that size."""
+    header = b"glTF\x02\x00\x00\x00" + size.to_bytes(4, "little")
+    model = base64.b64encode(header + bytes(size - MODEL_HEADER_BYTES))
+    return b'{"data": "data:model/gltf-binary;base64,%s"}' % model
 
 
 def _iso(timestamp: float | None) -> str:
@@ -196,6 +211,7 @@ def main() -> None:
     parser.add_argument("--spread", type=float, default=3.0)
     parser.add_argument("--progress", choices=PROGRESS, default="linear")
     parser.add_argument("--list", choices=LIST_MODES, default="states")
+    parser.add_argument("--model", type=int, default=0, help="size of each run's output in bytes")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each response")
     options = parser.parse_args()
     allow_many_connections()
@@ -203,6 +219,7 @@ def main() -> None:
         RunScript(options.runs, options.seed, options.shortest, options.longest, options.spread),
         options.progress,
         options.list,
+        options.model,
     )
     try:
         import uvloop

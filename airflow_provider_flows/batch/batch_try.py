@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from contextvars import copy_context
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
@@ -39,6 +39,13 @@ log = logging.getLogger(__name__)
 
 CANCEL_SECONDS = 10.0  # for what is being written to end
 MAX_LINE_BYTES = 16 * 1024  # of the outputs of an item in the manifest; larger texts are stored in files
+
+
+class AbortedRuns(NamedTuple):
+    """The runs that a batch has tried to abort, and how many of them were active."""
+
+    run_ids: frozenset[str] = frozenset()
+    count: int = 0
 
 
 class ProgramThread:
@@ -299,28 +306,33 @@ class BatchTry(ABC):
         elif self.options.abort_on_kill:
             self.abort_all(self.hook)
 
-    def abort_all(self, hook: FlowsHook) -> int | None:
+    def abort_all(
+        self, hook: FlowsHook, earlier_ids: Collection[str] = (), *, is_last: bool = True
+    ) -> AbortedRuns:
         """Abort the active runs, and delete those that were created and not started. Never raises.
 
-        :returns: how many were active; None if they could not be aborted.
+        :param earlier_ids: of runs that were aborted before.
+        :param is_last: whether no other run is created, so that those that were not started are deleted.
         """
         service = hook.service
         if self.records is None or not service.supports("get_run"):
-            return 0
-        run_ids = self.records.get_active_run_ids()
+            return AbortedRuns()
+        run_ids = frozenset(self.records.get_active_run_ids()).difference(earlier_ids)
 
         async def abort_all() -> int:
             count = await abort_killed_runs(hook, run_ids) if service.supports("abort") else 0
-            await hook.arun(delete_created_runs(service, self.options.stamp))
+            if is_last:
+                await hook.arun(delete_created_runs(service, self.options.stamp))
             return count
 
         try:
             count = asyncio.run(abort_all())
         except Exception:
             log.exception("The flow runs of the batch could not be aborted. Check them at the service")
-            return None
-        log.info("%d of %d flow runs that may have been active were aborted", count, len(run_ids))
-        return count
+            return AbortedRuns()
+        if run_ids or not earlier_ids:
+            log.info("%d of %d flow runs that may have been active were aborted", count, len(run_ids))
+        return AbortedRuns(run_ids, count)
 
     def get_result(self, program: BatchProgram) -> dict[str, Any]:
         """Return the dict that the task returns.

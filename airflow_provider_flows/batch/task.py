@@ -142,9 +142,13 @@ class BatchTaskTry(BatchTry):
             self.cancellation.cancel()  # before the ids are read: a start that saves an id checks it later
             if self._thread is not None:
                 self._thread.cancel()
+            hook = self.create_hook() if self.options.abort_on_kill else None
+            # at once, because Airflow 3.3 ends the process five seconds after its first signal
+            first_ids = frozenset[str]() if hook is None else self.abort_all(hook, is_last=False).run_ids
+            if self._thread is not None:
                 self._thread.wait(KILL_GRACE_SECONDS)
-            if self.options.abort_on_kill:
-                self.abort_all(self.create_hook())
+            if hook is not None:
+                self.abort_all(hook, first_ids)
         except Exception:  # nothing may escape from a kill
             log.exception("The flow runs of the killed task could not be aborted. Check them at the service")
 

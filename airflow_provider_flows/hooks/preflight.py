@@ -53,9 +53,13 @@ NOT_VALIDATED = (
     "The definition of flow %s is not available, so its inputs and parameters are not validated: %s"
 )
 
-DEFINITION_CACHE: SingleFlightCache[list[FlowDefinition]] = SingleFlightCache(
-    max_load_seconds=DEFINITION_TTL_SECONDS
-)
+# An error is cached as well, because a batch would otherwise request the definition for each of its items.
+Definitions = list[FlowDefinition] | FlowServiceError
+DEFINITION_CACHE: SingleFlightCache[Definitions] = SingleFlightCache(max_load_seconds=DEFINITION_TTL_SECONDS)
+
+
+class _KnownError(Exception):
+    """The service returned no definition, which was logged when it was requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class Preflight:
         self,
         hook: BaseFlowsHook,
         load_graph: Callable[[str], FlowGraph | None],
-        cache: SingleFlightCache[list[FlowDefinition]] = DEFINITION_CACHE,
+        cache: SingleFlightCache[Definitions] = DEFINITION_CACHE,
     ) -> None:
         self._hook = hook
         self._cache = cache
@@ -102,8 +106,8 @@ class Preflight:
     ) -> PreflightResult:
         """Validate a request; no flow run is created.
 
-        A definition that is not available is logged and is not a problem. A request is never invalid because
-        of a cached definition: the definition is loaded again first.
+        A definition that is not available is logged, at most once a minute, and is not a problem. A request
+        is never invalid because of a cached definition: the definition is loaded again first.
 
         :param problems: known problems, which become part of the result; arguments in `problems.invalid` are
             not validated.
@@ -118,6 +122,8 @@ class Preflight:
             return PreflightResult(found)
         try:
             result = self._check_against_definition(request, found)
+        except _KnownError:
+            return PreflightResult(found)
         except FlowInputError as error:
             if error.is_permanent:
                 found.add(str(error))
@@ -181,6 +187,7 @@ class Preflight:
         These are the definitions of all flows if the service lists them, else the one of this flow.
 
         :raises FlowServiceError: the service returned no definition.
+        :raises _KnownError: the same, in an earlier call.
         """
         load: Callable[[], list[FlowDefinition]]
         if self._service.supports("list_definitions"):
@@ -192,8 +199,13 @@ class Preflight:
         entry, is_new = self._cache.get(key, should_reload=lambda *_: reload)
         if is_new:
             with self._cache.share_errors(entry):
-                self._cache.set_value(entry, load(), DEFINITION_TTL_SECONDS)
-        return entry.future.result(), is_new
+                self._cache.set_value(entry, _load_or_catch(load), DEFINITION_TTL_SECONDS)
+        found = entry.future.result()
+        if not isinstance(found, FlowServiceError):
+            return found, is_new
+        if is_new:
+            raise found
+        raise _KnownError
 
     def _get_cache_key(self, flow: str | None = None) -> Hashable:
         """Return a key of all that definitions depend on, as a digest because it includes the credentials."""
@@ -212,6 +224,13 @@ class Preflight:
         elif isinstance(reason, FlowUnreachable):
             reason = "the service sent no response"
         self._hook.log.log(level, NOT_VALIDATED, request.flow, reason)
+
+
+def _load_or_catch(load: Callable[[], list[FlowDefinition]]) -> Definitions:
+    try:
+        return load()
+    except FlowServiceError as error:
+        return error
 
 
 class AccountGuard:

@@ -22,6 +22,7 @@ HEADERS = {"Authorization": f"Bearer {os.environ['FLOWS_BENCH_TOKEN']}"}
 POKE = float(os.environ["FLOWS_BENCH_POKE"])
 PROMPTS = [f"A chair, number {number}" for number in range(int(os.environ["FLOWS_BENCH_MAPPED"]))]
 FLOW = "model_generate_fromprompt"
+OUTPUT_PATH = os.environ.get("FLOWS_BENCH_OUTPUT")  # only the benchmark of batches stores files
 # Airflow 3.3 may fail a task that resumes after a deferral or a reschedule; users would set retries, too.
 DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=5)}
 
@@ -49,7 +50,12 @@ def vendors_loop(prompt: str) -> dict[str, Any]:
 
 with DAG("deferrable", schedule=None, default_args=DEFAULTS):
     RunFlowOperator.partial(
-        task_id="run", flow=FLOW, parameters={"quality": "low"}, flows_conn_id="flows_bench", deferrable=True
+        task_id="run",
+        flow=FLOW,
+        parameters={"quality": "low"},
+        flows_conn_id="flows_bench",
+        output_path=OUTPUT_PATH,
+        deferrable=True,
     ).expand(inputs=PROMPTS)
 
 with DAG("reschedule", schedule=None, default_args=DEFAULTS):

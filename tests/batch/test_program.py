@@ -17,6 +17,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowRunFailed,
 )
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
+from tests.support.airflow_run import capture_log
 from tests.support.batches import (
     CountingStore,
     count_paid_runs,
@@ -148,6 +149,16 @@ def test_item_that_cannot_be_sent_is_found_before_anything_is_paid(
     states = read_manifest_states(tmp_path)
     assert [*states.values()] == ["completed"] * 3 + ["invalid"] * 2
     assert read_lines(tmp_path / "failed.jsonl")[0]["key"] == "bad"
+
+
+def test_missing_definition_is_requested_once(emulator: Emulator, tmp_path: Path) -> None:
+    """A service without definitions gets one request for the definition, not one for each item."""
+    fault = emulator.add_fault(Fault(path="/templates", times=None, status=404))
+    with capture_log() as lines:
+        result = run_try(create_batch(tmp_path, create_items(20)))
+    assert result["completed"] == 20
+    assert fault.hits == 1
+    assert sum("The definition of flow" in line for line in lines) == 1
 
 
 def test_parameters_of_an_item_take_precedence(emulator: Emulator, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from airflow_provider_flows.emulator.graph import sample_graphs
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.hooks.preflight import DEFINITION_TTL_SECONDS, MAX_DEFINITION_ATTEMPTS, Preflight
 from airflow_provider_flows.operators import RunFlowOperator
-from tests.support.airflow_run import DagResult, run_dag
+from tests.support.airflow_run import DagResult, capture_log, run_dag
 from tests.support.modes import FAST_POLLING, FLOW, package_log_lines
 from tests.support.scripted_transport import request_lines
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries
@@ -249,11 +249,18 @@ def test_definitions_are_shared_by_hooks(emulator: Emulator, hook: GenerioHook) 
     assert len(list_definition_requests(emulator)) == 3
 
 
-def test_definitions_are_cached_for_a_minute(emulator: Emulator, hook: GenerioHook) -> None:
-    """A definition is loaded again after a minute, or for an invalid request; an error is not cached."""
+@pytest.mark.parametrize(("status", "expected"), [(None, [1, 1, 1, 2, 2, 3]), (404, [1, 1, 1, 1, 2, 2])])
+def test_definitions_are_cached_for_a_minute(
+    emulator: Emulator,
+    hook: GenerioHook,
+    status: int | None,
+    expected: list[int],
+) -> None:
+    """A definition is loaded again after a minute, or for an invalid request; an error after a minute."""
     now = [0.0]
     preflight = Preflight(hook, hook.get_graph, SingleFlightCache(lambda: now[0]))
-    emulator.add_fault(Fault(path="/templates", status=404))
+    if status is not None:
+        emulator.add_fault(Fault(path="/templates", status=status))
     valid = hook.build_request(FLOW, "A chair", {"quality": "low"}, None)
     invalid = hook.build_request(FLOW, "A chair", {"qualty": "low"}, None)
 
@@ -262,18 +269,13 @@ def test_definitions_are_cached_for_a_minute(emulator: Emulator, hook: GenerioHo
         return len(list_definition_requests(emulator))
 
     counts = []
-    for seconds in (
-        0,
-        0,
-        0,
-        DEFINITION_TTL_SECONDS - 1,
-        1,
-        DEFINITION_TTL_SECONDS,
-        DEFINITION_TTL_SECONDS + 1,
-    ):
-        now[0] = seconds
-        counts.append(count_requests())
-    assert counts == [1, 2, 2, 2, 3, 3, 4]
+    minute = DEFINITION_TTL_SECONDS
+    with capture_log() as lines:
+        for seconds in (0, 0, minute - 1, 1, minute, minute + 1):
+            now[0] = seconds
+            counts.append(count_requests())
+    assert counts == expected
+    assert sum(NOT_AVAILABLE in line for line in lines) == (status is not None)
 
 
 def test_threads_load_a_definition_once(emulator: Emulator) -> None:

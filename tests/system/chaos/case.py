@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import requests
+
 from tests.system.chaos import processes
 from tests.system.chaos.proxy import CREATE_LOCK, Action, Interception, Proxy, When
 from tests.system.chaos.services import EmulatorService, Plan, ServiceFactory, ServiceUnderTest
@@ -25,6 +27,7 @@ RUN_PATH = r"/flows/[^/]+"
 WRITE_LOCK = threading.Lock()
 MAX_WAIT_SECONDS = 240.0
 POLL_SECONDS = 1.0
+MAX_SLOW_READS = 4
 FINAL_TASK_STATES = {"success", "failed", "upstream_failed", "skipped", "removed"}
 
 
@@ -170,11 +173,11 @@ class Case:
 
     def state(self, dag: str, run_id: str) -> str | None:
         """Return the state of a run's task."""
-        return self.retry_when_locked(lambda: self.airflow.task_state(f"chaos_{dag}", run_id, "run"))
+        return self._read(lambda: self.airflow.task_state(f"chaos_{dag}", run_id, "run"))
 
     def task_instances(self, dag: str, run_id: str) -> list[dict[str, Any]]:
         """Return the instances of a run's task, ordered by map index, as Airflow's API describes them."""
-        found = self.retry_when_locked(lambda: self.airflow.task_instances(f"chaos_{dag}", run_id))
+        found = self._read(lambda: self.airflow.task_instances(f"chaos_{dag}", run_id))
         return sorted(found, key=lambda instance: int(instance["map_index"]))
 
     def is_waiting(self, dag: str, run_id: str, number: int = 1) -> bool:
@@ -219,6 +222,15 @@ class Case:
         self.run_exclusively(
             lambda: send(self.airflow) if send else self.airflow.clear(f"chaos_{dag}", run_id, "run")
         )
+
+    def _read(self, call: Callable[[], T]) -> T:
+        """Call Airflow to read something, again if SQLite was locked or there was no response."""
+        for _ in range(MAX_SLOW_READS):
+            try:
+                return self.retry_when_locked(call)
+            except requests.Timeout:
+                self.stage.stop_event.wait(POLL_SECONDS)
+        return self.retry_when_locked(call)
 
     @staticmethod
     def retry_when_locked(call: Callable[[], T]) -> T:
@@ -269,7 +281,7 @@ class Case:
         """Describe the files in the output folder; "all" are as many files as the service has outputs."""
         files = [path for path in self.output.rglob("*") if path.is_file()]
         temporary = [path for path in files if path.name.startswith(".") or path.suffix == ".part"]
-        complete = [path for path in files if path not in temporary and _is_complete_glb(path)]
+        complete = [path for path in files if path not in temporary and is_complete_glb(path)]
         counts = Counter(path.parent.name for path in complete)
         complete_runs = [run for run, number in counts.items() if number == self.service.outputs(run)]
         counted = {
@@ -297,6 +309,7 @@ def is_waiting_instance(dag: str, instance: dict[str, Any]) -> bool:
     return bool(instance["triggerer_job"]) if "deferrable" in dag else instance["state"] == "running"
 
 
-def _is_complete_glb(path: Path) -> bool:
+def is_complete_glb(path: Path) -> bool:
+    """Return whether a file is a model of the length that its header names."""
     data = path.read_bytes()
     return data[:4] == b"glTF" and int.from_bytes(data[8:12], "little") == len(data)

@@ -118,17 +118,18 @@ def clear_scenarios() -> Iterator[Scenario]:
         clear = Clear(f"{mode}_mapped", DAG_RUN, _start_mapped, task_ids=None)
         yield clear.to_scenario(f"clear {DAG_RUN}, {mode}", _find_choice)
         yield clear.to_scenario(
-            f"clear {DAG_RUN}, {mode}, Airflow keeps the state", _find_lack_of_choice, is_kept=True
+            f"clear {DAG_RUN}, {mode}, Airflow keeps the state", find_lack_of_choice, is_kept=True
         )
 
 
 def _both(name: str, clear: Clear) -> Iterator[Scenario]:
     """Yield the scenarios of a Clear without and with `keep_task_state`."""
     yield clear.to_scenario(name)
-    yield clear.to_scenario(f"{name}, keep_task_state", _find_lack_of_choice, is_kept=True)
+    yield clear.to_scenario(f"{name}, keep_task_state", find_lack_of_choice, is_kept=True)
 
 
-def _find_lack_of_choice() -> str | None:
+def find_lack_of_choice() -> str | None:
+    """Return which Airflow has the choice to keep the task state, None if this one has it."""
     return None if has(CHOICE) else f"it needs Airflow {_version()}: {CHOICE}"
 
 
@@ -225,7 +226,7 @@ class Clear:
                 self._result_id(case, run_id, index) in earlier_ids for index in self.cleared_indices
             ),
             "task": ", ".join(f"{number} {state}" for state, number in sorted(states.items(), key=str)),
-            "runs": _count_runs(case),
+            "runs": count_runs(case),
             "files": case.describe_files(),
         }
 
@@ -246,7 +247,7 @@ def _is_after_clear(dag: str, instance: dict[str, Any], tries: dict[int, int]) -
     return instance["state"] in FINAL_TASK_STATES or is_waiting_instance(dag, instance)
 
 
-def _count_runs(case: Case) -> str:
+def count_runs(case: Case) -> str:
     """Return the number of flow runs in each final state, and of the active ones, as text."""
     states = [case.service.state(one) for one in dict.fromkeys(case.traffic.created_ids)]
     counted = Counter(state if state in FINAL_RUN_STATES else "active" for state in states if state != "gone")

@@ -18,6 +18,7 @@ CHAIN_PATH = "/api/flows/run/"
 CONTROL_PATH = "/chaos/"  # requests to the proxy itself, by which a task reports where it is
 HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "host", "keep-alive"}
 FORWARD_TIMEOUT_SECONDS = 120
+QUOTA_ERROR = b'{"detail": "Generation quota used up"}'
 CREATE_LOCK = threading.Lock()  # a plan applies to the run that is created next, so creations are serialized
 
 Action = Callable[[int], bool]
@@ -116,6 +117,9 @@ class Proxy(HttpServer):
         self.is_failing_over = False
         """While it is set, every GET of flow runs gets a 404, as from a gateway that fails over."""
         self.not_found_count = 0
+        self.is_quota_used_up = False
+        """While it is set, no flow run can be created or started: each such request gets a 402."""
+        self.quota_error_count = 0
         self.lock = threading.Lock()
 
     def match_request(self, method: str, path: str) -> Interception | None:
@@ -190,7 +194,14 @@ class _ProxyHandler(HttpHandler):
         if self.server.is_failing_over and self.command == "GET" and self.path.startswith("/flows"):
             self.server.not_found_count += 1
             return ProxiedResponse(404, {}, b"{}")
+        if self.server.is_quota_used_up and self._needs_quota(body):
+            self.server.quota_error_count += 1
+            return ProxiedResponse(402, {"Content-Type": "application/json"}, QUOTA_ERROR)
         return self.server.forward(self.command, self.path, _end_to_end(self.headers), body)
+
+    def _needs_quota(self, body: bytes) -> bool:
+        is_creation = (self.command, self.path.partition("?")[0]) == ("POST", "/flows")
+        return is_creation or (self.command == "PATCH" and _parse_object(body).get("action") == "start")
 
     def _reset_connection(self) -> None:
         self.close_connection = True

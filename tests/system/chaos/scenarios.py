@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tests.system.chaos.batches import batch_scenarios
 from tests.system.chaos.case import Scenario
 from tests.system.chaos.clears import clear_scenarios
 from tests.system.chaos.component_failures import MANY, infrastructure_scenarios
@@ -33,6 +34,7 @@ def all_scenarios(many: int = MANY) -> Iterator[Scenario]:
     yield double_kill_scenario()
     yield from control_scenarios()
     yield from chain_scenarios()
+    yield from batch_scenarios()
     yield from infrastructure_scenarios(many)
 
 

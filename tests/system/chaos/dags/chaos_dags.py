@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import timedelta
+from pathlib import PurePath
 from typing import Any
 
 import requests
 from airflow.sdk import DAG
 
-from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.operators import RunFlowBatchOperator, RunFlowOperator
 from airflow_provider_flows.sensors import FlowRunSensor
 
 
@@ -18,6 +20,22 @@ def report_end(context: Any, _result: Any = None) -> None:
     with requests.Session() as session:
         session.trust_env = False
         session.get(context["dag_run"].conf["proxy"] + "/chaos/written", timeout=60)
+
+
+FILES_OF_A_BATCH = ("manifest.jsonl", "failed.jsonl")
+
+
+def report_batch_files(context: Any) -> None:
+    """Report to the proxy when a batch has written one of its own files, before the file gets its name."""
+    proxy = context["dag_run"].conf["proxy"]
+
+    def on_event(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.rename" and (name := PurePath(arguments[1]).name) in FILES_OF_A_BATCH:
+            with requests.Session() as session:
+                session.trust_env = False
+                session.get(f"{proxy}/chaos/{name}", timeout=60)
+
+    sys.addaudithook(on_event)
 
 
 FAST_POLLING: dict[str, Any] = {"poll_interval": 1, "max_poll_interval": 2}
@@ -95,3 +113,18 @@ for name, count in {"many": int(os.environ["CHAOS_MANY"]), "eighty": 80}.items()
             **RETRIES,
         ).expand(inputs=[[f"Chair number {number}"] for number in range(count)])
     globals()[dag.dag_id] = dag
+
+for name in ("blocking", "deferrable"):
+    for suffix, max_active_runs in {"batch": 8, "batch_wide": 200}.items():
+        with DAG(f"chaos_{name}_{suffix}", schedule=None, max_active_runs=100, max_active_tasks=100) as dag:
+            RunFlowBatchOperator(
+                task_id="run",
+                flow=FLOW_ARGUMENTS["flow"],
+                items="{{ dag_run.conf['items'] }}",
+                max_active_runs=max_active_runs,
+                deferrable=name == "deferrable",
+                pre_execute=report_batch_files,
+                post_execute=report_end,
+                **(LOCATION_ARGUMENTS | FAST_POLLING | RETRIES),
+            )
+        globals()[dag.dag_id] = dag
