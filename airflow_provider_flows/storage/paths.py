@@ -127,7 +127,8 @@ class OutputName:
 
     :param pattern: a text with fields. Jinja templates in it are not rendered yet, and count as text.
     :param inputs: the inputs of the run, as the operator gets them, or None.
-    :raises FlowInputError: the pattern is empty, names a folder, or has an unknown field.
+    :raises FlowInputError: the pattern is empty, names a folder, has an unknown field or a brace that is
+        not part of one.
     """
 
     pattern: str
@@ -142,6 +143,12 @@ class OutputName:
             raise FlowInputError(
                 f"output_name {self.pattern!r} names a folder. Put the folder into output_path; below it, "
                 "each run has a folder of its own"
+            )
+        if brace := next(iter(re.findall("[{}]", _FIELD.sub("", text))), None):
+            state = "is not closed" if brace == "{" else "has no opening brace before it"
+            raise FlowInputError(
+                f"output_name {self.pattern!r} has a {brace!r} that {state}. Write a field as in "
+                f"{EXAMPLE_NAME!r}; a file name has no braces"
             )
         for name in _FIELD.findall(text):
             if _INDEX_FIELD.fullmatch(name) is None and not _is_known_field(name):
@@ -230,28 +237,6 @@ def file_names(
 def safe_name(name: str) -> str:
     """Return a name that is one path segment on every store, different for each name (`to_safe_name`)."""
     return to_safe_name(name, MAX_FILE_NAME_LENGTH)
-
-
-def find_path_problem(output_path: str) -> str | None:
-    """Return why a path is not the same folder for every process that uses it, None if it is."""
-    if not output_path.strip():
-        return "it is empty"
-    scheme, separator, rest = output_path.partition(":")
-    is_uri = bool(separator) and re.fullmatch(r"[A-Za-z][\w+.-]*", scheme) is not None
-    if is_uri and scheme.lower() not in LOCAL_SCHEMES:
-        is_web = scheme.lower() in WEB_SCHEMES
-        return "it is the address of a web server, which does not store files" if is_web else None
-    path = rest.removeprefix("//") if is_uri else output_path
-    if path.startswith("~"):
-        return "it starts with ~, which is not expanded, because each worker may have another home folder"
-    if is_uri and rest.startswith("//") and not path.startswith("/"):
-        host, _, folder = path.partition("/")
-        return (
-            f"it names a host, {host!r}; the URI of a local folder has three slashes: file:///{host}/{folder}"
-        )
-    if path.startswith("//"):
-        return "it starts with too many slashes"
-    return None if path.startswith("/") else "it is a relative path, another folder on each worker"
 
 
 def get_run_folder(run: FlowRun, output_path: str, output_conn_id: str | None) -> ObjectStoragePath:
