@@ -220,6 +220,11 @@ def describe_wrong_type(connection: Connection, conn_type: str | None) -> str:
 
     :param conn_type: the right type; None if the connection's own type is that of no service.
     """
+    if not connection.conn_type:
+        variable = f"AIRFLOW_CONN_{str(connection.conn_id).upper()}"
+        where = f"the environment variable {variable}" if os.environ.get(variable) else "Airflow"
+        forms = 'generio://:TOKEN@ as a URI, {"conn_type": "generio", "password": "TOKEN"} as JSON'
+        return f"Connection {connection.conn_id!r} has no type. Correct it in {where}: {forms}."
     actual = f"Connection {connection.conn_id!r} has type {connection.conn_type!r}"
     if conn_type is None:
         return (
@@ -379,11 +384,17 @@ def parse_base_url(connection: Connection, default: str) -> str:
 def _describe_host_problem(url: str) -> str:
     """Return the end of a message about an invalid host: which part is wrong, as far as that is no secret."""
     scheme, _, rest = url.partition("://")
-    port = rest.partition("/")[0].rpartition("@")[2].rpartition(":")[2]
+    name, _, port = rest.partition("/")[0].rpartition("@")[2].rpartition(":")
     if scheme.isalnum() and scheme.lower() not in {"http", "https"}:
         return f"; its scheme is {scheme!r}"
     if port.isdecimal() and not 0 < int(port) < 65_536:
         return f"; its port is {port}, which is not in 1 to 65535"
+    if ":" in name and not name.startswith("["):
+        return "; an IPv6 address must be in brackets, as in http://[::1]:8084"
+    if name and port and not port.isdecimal():
+        return (
+            f"; its port {repr(port) if len(port) < 6 else ''} is not a number"  # a long one may be a token
+        )
     return ""
 
 

@@ -169,10 +169,12 @@ def _require_writable(output_path: Any, output_conn_id: str | None) -> None:
     from airflow_provider_flows.storage.atomic_file import write_probe
     from airflow_provider_flows.storage.paths import (
         LOCAL_SCHEMES,
+        MACHINE_CREDENTIALS,
         explain_store_error,
         get_conn_id,
         require_connection,
         to_object_path,
+        uses_machine_credentials,
     )
 
     problem = _find_path_problem(output_path)
@@ -194,6 +196,8 @@ def _require_writable(output_path: Any, output_conn_id: str | None) -> None:
         if problem is None:
             problem = explain_store_error(output_path, error)
             remedy = "Check its URI, its connection (output_conn_id) and its permissions"
+            if output_conn_id is None and uses_machine_credentials(output_path):
+                remedy = f"{MACHINE_CREDENTIALS.format(argument='output_conn_id')}; else check the URI"
         raise FlowInputError(
             f"output_path {output_path!r} cannot be written to: {problem}. {remedy}",
             is_permanent=not isinstance(error, OSError) or _is_permanent(error),

@@ -41,6 +41,10 @@ PACKAGES = {
     **dict.fromkeys(("abfs", "abfss", "adl"), "apache-airflow-providers-microsoft-azure"),
     **dict.fromkeys(("sftp", "ssh"), "apache-airflow-providers-sftp[sshfs]"),
 }
+MACHINE_CREDENTIALS = (
+    "No connection is named, so the store got the credentials of this machine, if it has any. Set {argument} "
+    "to the Airflow connection of the store"
+)
 _NO_FILE_SYSTEM = re.compile(r"No filesystem registered|Unsupported filesystem|Protocol not known")
 # the end of an S3 client's host, and the domain of its console (the amazon provider's links/base_aws.py)
 CONSOLE_DOMAINS = {".amazonaws.com": "aws.amazon.com", ".amazonaws.com.cn": "amazonaws.cn"}
@@ -365,6 +369,12 @@ def explain_store_error(path_or_uri: object, error: Exception) -> str:
         return f"no file system is installed for {scheme}://. Install {package} on each worker"
     known = ", ".join(f"{known}://" for known in ("file", "s3", "gs", "abfs", "sftp"))
     return f"Airflow knows no file system for {scheme}://, but for example for {known}"
+
+
+def uses_machine_credentials(path_or_uri: object) -> bool:
+    """Return whether a path is in a store that needs credentials, and names no Airflow connection."""
+    scheme, _, rest = str(path_or_uri).partition("://")
+    return scheme.lower() in PACKAGES and "@" not in rest.partition("/")[0]
 
 
 def to_object_path(location: str, conn_id: str | None = None) -> ObjectStoragePath:

@@ -150,6 +150,15 @@ def _strip_credentials(parts: SplitResult) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
+def _is_valid_proxy(proxy_url: str) -> bool:
+    """Return whether the URL of a proxy has a host, and its port is a number."""
+    try:
+        parts = urlsplit(proxy_url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def explain_failure(error: BaseException, url: str, *, is_connected: bool, is_proxy: bool) -> Explanation:
     """Return why a request to a URL got no response, and what to do.
 
@@ -160,9 +169,14 @@ def explain_failure(error: BaseException, url: str, *, is_connected: bool, is_pr
     :param is_proxy: whether the proxy of the environment has failed, not the service.
     """
     errors = list(_iter_causes(error))
-    proxy = ""
-    with suppress(ValueError):
-        proxy = to_origin(_strip_credentials(urlsplit(get_proxy_url(url) or "")))
+    proxy_url = None
+    with suppress(ValueError):  # the URL of the request is invalid
+        proxy_url = get_proxy_url(url)
+    if proxy_url is not None and not _is_valid_proxy(proxy_url):
+        shown = to_origin(proxy_url.rpartition("@")[2])  # without its credentials
+        cause = f"the request was not sent, because {shown} is not the address of a proxy"
+        return Explanation(cause, f"{PROXY_ADVICE} An example is http://proxy.example.com:3128.")
+    proxy = "" if proxy_url is None else to_origin(_strip_credentials(urlsplit(proxy_url)))
     if is_proxy:
         found = _explain_host(errors) or _explain_end(errors, is_connected=False)
         clause = "it refused" if found is None else found.cause

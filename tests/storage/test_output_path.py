@@ -194,6 +194,24 @@ def test_objects_can_be_read_by_the_returned_uri(bucket: ObjectServer, name: str
     assert key.endswith(path.name)
 
 
+def test_store_without_a_connection_names_the_missing_one(
+    emulator: Emulator, bucket: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that rejects the credentials of the machine, or that has none, asks for a connection."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{bucket.port}")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    operator = RunFlowOperator(
+        task_id="t",
+        **{**CHAIR_ARGUMENTS, "inputs": {"uri": "s3://shop/chair.png"}, "output_path": "s3://shop/x"},
+    )
+    with pytest.raises(FlowInputError) as caught:
+        operator.execute(context(Store()))
+    for argument in ("input_conn_id", "output_conn_id"):
+        assert f"Set {argument} to the Airflow connection of the store" in str(caught.value)
+    assert "Errno" not in str(caught.value)
+    assert emulator.runs == {}
+
+
 def test_missing_bucket_is_an_error_before_a_run_is_created(emulator: Emulator, bucket: ObjectServer) -> None:
     """A misspelt bucket is named, and not created."""
     with pytest.raises(

@@ -109,7 +109,10 @@ class ProgressLogger:
         if count & (count - 1) == 0:
             name = self._name(FlowRun(poll_state.flow_run_id, "", self._flow))
             line = f"The {name.strip()} could not be polled ({count} in a row)"
-            self._log(logging.WARNING, f"{line}; polling continues: {poll_state.last_error}")
+            reason = str(poll_state.last_error)
+            if count > 1 or poll_state.needs_confirmation:  # logged in full before, or at the end of the wait
+                reason = reason.partition(". ")[0]
+            self._log(logging.WARNING, f"{line}; polling continues: {reason}")
 
     def _log_state(self, run: FlowRun) -> None:
         if run.state is FlowState.UNKNOWN:

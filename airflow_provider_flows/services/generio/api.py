@@ -109,6 +109,7 @@ class Generio(Service):
             json=body,
             resend=Resend.IF_NEVER_ARRIVED,
             purpose=_get_purpose(body["inputs"]),
+            argument="flow",
             max_bytes=MAX_RUN_BYTES,
         )
         before_start()
@@ -137,6 +138,7 @@ class Generio(Service):
             "POST",
             "/flows",
             json=_creation_body(flow, parameters, additional),
+            argument="flow",
             resend=Resend.IF_REFUSED,
             max_bytes=MAX_RUN_BYTES,
         )
@@ -145,7 +147,14 @@ class Generio(Service):
     def add_input(self, flow_run_id: str, item: FlowInput) -> Conversation[str | None]:
         """Send POST /flows/{id}/inputs, or, after 404 or 405, /flows/{id}/input with `file_data` (G-09)."""
         path, body = f"{_path(flow_run_id)}/inputs", _escape_prompt(item).to_json()
-        request = Request("POST", path, json=body, resend=Resend.IF_REFUSED, purpose=_get_purpose([body]))
+        request = Request(
+            "POST",
+            path,
+            json=body,
+            resend=Resend.IF_REFUSED,
+            purpose=_get_purpose([body]),
+            argument="flow_run_id",
+        )
         response = yield from send(request)
         if response.status in {404, 405}:
             old_body = {"file_data": body.pop("data"), **body}
@@ -156,12 +165,18 @@ class Generio(Service):
 
     def start_created_run(self, flow_run_id: str) -> Conversation[None]:
         """Send PATCH /flows/{id} with action start; no error if the run has already started (G-17)."""
-        request = Request("PATCH", _path(flow_run_id), json={"action": "start"}, resend=Resend.IF_REFUSED)
+        request = Request(
+            "PATCH",
+            _path(flow_run_id),
+            json={"action": "start"},
+            resend=Resend.IF_REFUSED,
+            argument="flow_run_id",
+        )
         yield from self._change_state(flow_run_id, request, lambda state: state is not FlowState.CREATED)
 
     def abort(self, flow_run_id: str) -> Conversation[None]:
         """Send PATCH /flows/{id} with action abort; no error if the run is already aborting or final."""
-        request = Request("PATCH", _path(flow_run_id), json={"action": "abort"})
+        request = Request("PATCH", _path(flow_run_id), json={"action": "abort"}, argument="flow_run_id")
         yield from self._change_state(
             flow_run_id, request, lambda state: state.is_final or state is FlowState.ABORTING
         )
@@ -187,12 +202,12 @@ class Generio(Service):
 
     def delete(self, flow_run_id: str) -> Conversation[None]:
         """Send DELETE /flows/{id}; possible for a run in state created and for a final one."""
-        request = Request("DELETE", _path(flow_run_id))
+        request = Request("DELETE", _path(flow_run_id), argument="flow_run_id")
         expect_success(request, (yield from send(request)))
 
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
         """Send GET /flows/{id} (https://docs.generio.ai, "Get flow details")."""
-        request = Request("GET", _path(flow_run_id), max_bytes=MAX_RUN_BYTES)
+        request = Request("GET", _path(flow_run_id), max_bytes=MAX_RUN_BYTES, argument="flow_run_id")
         response = yield from send(request)
         value = yield from load_json(request, response)
         return responses.parse_run(request, response, value, known_id=flow_run_id)
@@ -376,6 +391,7 @@ def _request_assets(
         "GET",
         f"{_path(flow_run_id)}/{kind}",
         query,
+        argument="flow_run_id",
         sink=buffer if include_data else None,
         max_bytes=MAX_IN_MEMORY_BYTES if include_data else MAX_LIST_BYTES,
     )
