@@ -72,7 +72,7 @@ class FlowsRetryPolicy(RetryPolicy):
         return cls()
 
 
-def to_retry_arguments(retry_policy: object) -> dict[str, Any]:
+def to_retry_arguments(retry_policy: Any) -> dict[str, Any]:
     """Return the arguments of Airflow's operator for a task's retry policy, or the default one if it is None.
 
     An Airflow without retry policies does not have the argument.

@@ -323,7 +323,7 @@ def malformed_message(request: Request, response: Response, problem: str) -> str
     problem = to_line(response.redact(problem))
     head = f"The response to {request} {problem} (HTTP {response.status}, {size} bytes)."
     if is_html(response):
-        return f"{head} {OTHER_SERVER_HINT.format(title=_quote_page_title(response))}"
+        head = f"{head} {OTHER_SERVER_HINT.format(title=_quote_page_title(response))}"
     if not response.error_texts.is_shown:
         return head
     start = decode_text(response.body[: MAX_EXCERPT_BYTES + get_max_spelling_length(response.secrets)])

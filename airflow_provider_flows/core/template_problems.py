@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from difflib import get_close_matches
 from typing import Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
@@ -236,9 +237,7 @@ def describe_missing_xcom(value: Any) -> str | None:
     known = getattr(task_class, "xcom_keys", None)
     if not isinstance(key, str) or known is None or key in {RETURN_VALUE, *known}:
         return None
-    from airflow_provider_flows.core.validation import suggest_names  # importing operators stays cheap
-
-    hint = suggest_names(key, known)
+    hint = "".join(f" (did you mean {name!r}?)" for name in get_close_matches(key, sorted(known), n=1))
     if getattr(operator, "multiple_outputs", False) or not (hint or "xcom_keys" in vars(task_class)):
         return None
     task_id = getattr(operator, "task_id", "")

@@ -133,8 +133,11 @@ def _matches(entry: str, host: str, port: int | None) -> bool:
 def split_credentials(proxy_url: str) -> tuple[str, dict[str, str]]:
     """Return the URL of a proxy for aiohttp, without its credentials, and the header that contains them.
 
-    :raises ValueError: aiohttp has no support for proxies of this kind.
+    :raises ValueError: aiohttp has no support for proxies of this kind, or this is not the URL of one.
     """
+    if not _is_valid_proxy(proxy_url):
+        message = "a proxy without a host, or with an invalid port"
+        raise ValueError(message)
     parts = urlsplit(proxy_url)
     if parts.scheme not in DEFAULT_PORTS:
         message = f"a proxy of the kind {parts.scheme}"

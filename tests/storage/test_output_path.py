@@ -18,6 +18,7 @@ from airflow.sdk import ObjectStoragePath
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.storage.file_source import unreadable_error
 from tests.storage.test_outputs import small_disk
 from tests.support.bucket import BUCKET, BUCKET_CONN_ID, ObjectServer, RestrictedStore, connection_json
 from tests.support.object_stores import attach_store
@@ -202,14 +203,16 @@ def test_store_without_a_connection_names_the_missing_one(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     operator = RunFlowOperator(
         task_id="t",
-        **{**CHAIR_ARGUMENTS, "inputs": {"uri": "s3://shop/chair.png"}, "output_path": "s3://shop/x"},
+        **{**CHAIR_ARGUMENTS, "output_path": "s3://shop/x"},
     )
     with pytest.raises(FlowInputError) as caught:
         operator.execute(context(Store()))
-    for argument in ("input_conn_id", "output_conn_id"):
-        assert f"Set {argument} to the Airflow connection of the store" in str(caught.value)
+    assert "Set output_conn_id to the Airflow connection of the store" in str(caught.value)
     assert "Errno" not in str(caught.value)
     assert emulator.runs == {}
+    error = unreadable_error("inputs[0]", "s3://shop/chair.png", PermissionError("Forbidden"))
+    assert "Forbidden. No connection is named" in str(error)
+    assert "Set input_conn_id to the Airflow connection of the store" in str(error)
 
 
 def test_missing_bucket_is_an_error_before_a_run_is_created(emulator: Emulator, bucket: ObjectServer) -> None:

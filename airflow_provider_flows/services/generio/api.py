@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 MAX_INLINE_ROWS = 1_000  # more rows are sorted in a thread
 WRONG_STATE_STATUSES = frozenset({400, 409, 422, 425})  # may mean "not in this state" (vendor_notes.md, 1.8)
 
+ASSET_ARGUMENTS = "flow_run_id, asset_id"  # of the path of an input or an output, for messages
+
 
 class Generio(Service):
     """The Generio Flows API."""
@@ -290,7 +292,7 @@ class Generio(Service):
         buffer = MemoryBuffer()
         sink = DownloadSink(buffer, allow_text=True)  # a prompt is returned as plain text
         media_type = yield from download_file(
-            f"{_path(flow_run_id)}/inputs/{quote_path_segment('asset_id', asset_id)}", sink
+            f"{_path(flow_run_id)}/inputs/{quote_path_segment('asset_id', asset_id)}", sink, ASSET_ARGUMENTS
         )
         return Content(bytes(buffer.data), media_type)
 
@@ -322,7 +324,7 @@ class Generio(Service):
         Plain text is accepted only if the list of outputs has a text media type.
         """
         path = f"{_path(flow_run_id)}/outputs/{quote_path_segment('asset_id', asset_id)}"
-        return (yield from download_file(path, DownloadSink(target, media_type)))
+        return (yield from download_file(path, DownloadSink(target, media_type), ASSET_ARGUMENTS))
 
     def list_definitions(self) -> Conversation[list[FlowDefinition]]:
         """Send GET /templates, all pages; paging is not documented."""
