@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from difflib import get_close_matches
 from typing import Any
 
 from airflow_provider_flows.core.exceptions import FlowInputError
@@ -237,6 +236,8 @@ def describe_missing_xcom(value: Any) -> str | None:
     known = getattr(task_class, "xcom_keys", None)
     if not isinstance(key, str) or known is None or key in {RETURN_VALUE, *known}:
         return None
+    from difflib import get_close_matches  # importing operators stays cheap
+
     hint = "".join(f" (did you mean {name!r}?)" for name in get_close_matches(key, sorted(known), n=1))
     if getattr(operator, "multiple_outputs", False) or not (hint or "xcom_keys" in vars(task_class)):
         return None
