@@ -11,8 +11,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -37,8 +35,6 @@ UNKNOWN_FIELDS = "The extra of {} has fields without effect: {}"
 SCHEMA_ADVICE = "In a connection's URI, the schema is the path. The host may contain scheme, port and path."
 _PATH_SEGMENT = re.compile(r"(?!\.{1,2}$)[\w.~-]+", re.ASCII)
 # environment variables that name a CA bundle; `requests` reads the first two, OpenSSL the third
-CA_BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-PEM_CERTIFICATE = re.compile(rb"-----BEGIN (X509 |TRUSTED )?CERTIFICATE-----")
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +227,11 @@ def describe_wrong_type(connection: Connection, conn_type: str | None) -> str:
 
     :param conn_type: the right type; None if the connection's own type is that of no service.
     """
+    if not connection.conn_type:
+        variable = f"AIRFLOW_CONN_{str(connection.conn_id).upper()}"
+        where = f"the environment variable {variable}" if os.environ.get(variable) else "Airflow"
+        forms = 'generio://:TOKEN@ as a URI, {"conn_type": "generio", "password": "TOKEN"} as JSON'
+        return f"Connection {connection.conn_id!r} has no type. Correct it in {where}: {forms}."
     actual = f"Connection {connection.conn_id!r} has type {connection.conn_type!r}"
     if conn_type is None:
         return (
@@ -390,11 +391,17 @@ def parse_base_url(connection: Connection, default: str) -> str:
 def _describe_host_problem(url: str) -> str:
     """Return the end of a message about an invalid host: which part is wrong, as far as that is no secret."""
     scheme, _, rest = url.partition("://")
-    port = rest.partition("/")[0].rpartition("@")[2].rpartition(":")[2]
+    name, _, port = rest.partition("/")[0].rpartition("@")[2].rpartition(":")
     if scheme.isalnum() and scheme.lower() not in {"http", "https"}:
         return f"; its scheme is {scheme!r}"
     if port.isdecimal() and not 0 < int(port) < 65_536:
         return f"; its port is {port}, which is not in 1 to 65535"
+    if ":" in name and not name.startswith("["):
+        return "; an IPv6 address must be in brackets, as in http://[::1]:8084"
+    if name and port and not port.isdecimal():
+        return (
+            f"; its port {repr(port) if len(port) < 6 else ''} is not a number"  # a long one may be a token
+        )
     return ""
 
 
@@ -450,50 +457,16 @@ def to_settings(
     :raises FlowInputError: the connection's host, password or CA bundle is invalid.
     """
     # every process of Airflow imports this module for the table of fields, without the transports
-    from airflow_provider_flows.transport.settings import Settings
+    from airflow_provider_flows.transport.settings import Settings, find_ca_bundle
 
     return Settings(
         base_url=parse_base_url(connection, default_host),
         credentials=credentials(get_token(connection)),
         connect_timeout=extra["connect_timeout"],
         read_timeout=extra["read_timeout"],
-        verify=_get_ca_bundle(connection.conn_id, extra["ca_bundle"]) if extra["verify"] else False,
+        verify=find_ca_bundle(connection.conn_id, extra["ca_bundle"]) if extra["verify"] else False,
         max_response_bytes=int(extra["max_response_mib"] * 1024 * 1024),
         max_output_bytes=int(extra["max_output_mib"] * 1024 * 1024),
         picture_hosts=(*picture_hosts, *(extra["picture_hosts"] or ())),
         input_hosts=extra.get("input_hosts") or (),
     )
-
-
-def _get_ca_bundle(conn_id: str, configured: str | None) -> str | bool:
-    """Return the CA bundle of the connection, else of the environment, else True for the default one.
-
-    :raises FlowInputError: the bundle does not exist, or is a file without certificates.
-    """
-    candidates = [
-        (f"ca_bundle in the extra of connection {conn_id!r}", configured),
-        *((name, os.environ.get(name)) for name in CA_BUNDLE_VARIABLES),
-    ]
-    where, bundle = next(((where, bundle) for where, bundle in candidates if bundle), ("", None))
-    problem = None if bundle is None else _find_bundle_problem(Path(bundle))
-    if problem is not None:
-        message = f"{where} must be the path of a file with certificates; {bundle} {problem}"
-        raise FlowInputError(message)
-    return bundle or True
-
-
-def _find_bundle_problem(path: Path) -> str | None:
-    """Return why a CA bundle is unusable, as far as that is cheap to know: TLS would only fail to connect."""
-    try:
-        if path.is_dir():
-            return None
-        return None if _has_certificates(path, path.stat().st_mtime_ns) else "has none in PEM format"
-    except FileNotFoundError:
-        return "does not exist"
-    except OSError as error:
-        return f"cannot be read ({type(error).__name__})"
-
-
-@lru_cache(maxsize=32)
-def _has_certificates(path: Path, modified_at: int) -> bool:  # noqa: ARG001  # part of the cache's key
-    return any(PEM_CERTIFICATE.search(line) for line in path.read_bytes().splitlines())

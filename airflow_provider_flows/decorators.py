@@ -14,7 +14,11 @@ from airflow.providers.common.compat.sdk import DecoratedOperator, determine_kwa
 from airflow.sdk import task as airflow_task
 
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.core.template_problems import describe_misplaced_task, is_decorated_function
+from airflow_provider_flows.core.template_problems import (
+    describe_misplaced_task,
+    is_decorated_function,
+    require_booleans,
+)
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.worker.template_check import FUNCTION_ARGUMENTS
 
@@ -77,6 +81,7 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
                 "@task.flow has no argument inputs: the function returns the inputs. Remove the argument"
             )
             raise FlowInputError(message)
+        require_booleans({"render_returned": render_returned})
         super().__init__(
             python_callable=python_callable,
             op_args=op_args,

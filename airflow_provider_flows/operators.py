@@ -29,6 +29,7 @@ from airflow_provider_flows.core.polling.schedule import (
     to_seconds,
     to_time_limit,
 )
+from airflow_provider_flows.core.template_problems import RUN_KEYS
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.run_operators import (
     AbortFlowRunOperator,
@@ -142,6 +143,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         "additional": "json",
     }
     ui_color = "#e4def5"
+    xcom_keys = RUN_KEYS
 
     _deferred_arguments: Mapping[str, Any] | None = None  # what the task needs again after a deferral
     _start_deadline: float | None = None  # of a start that has waited for the account's other flow runs
@@ -179,8 +181,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
 
         with suggest_arguments(type(self), kwargs):
             super().__init__(**to_retry_arguments(retry_policy), **kwargs)
-        self.flow = flow
-        self.inputs = inputs
+        self.flow, self.inputs = flow, inputs
         self.parameters, self.additional = parameters, additional
         self.flows_conn_id, self.input_conn_id = flows_conn_id, input_conn_id
         self.wait_for_completion, self.deferrable = wait_for_completion, deferrable
@@ -192,7 +193,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         self.max_xcom_bytes = max_xcom_bytes
         self.fetch_partial_outputs, self.delete_after_fetch = fetch_partial_outputs, delete_after_fetch
         self.durable, self.abort_on_kill, self.validate = durable, abort_on_kill, validate
-        self.reject_tasks()
+        self.check_arguments()
         Schedule.of(poll_interval, max_poll_interval)  # raises on invalid intervals when the DAG is parsed
         to_time_limit("timeout", timeout)
         options = self._output_options()

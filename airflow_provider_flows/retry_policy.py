@@ -72,13 +72,20 @@ class FlowsRetryPolicy(RetryPolicy):
         return cls()
 
 
-def to_retry_arguments(retry_policy: RetryPolicy | None) -> dict[str, Any]:
+def to_retry_arguments(retry_policy: Any) -> dict[str, Any]:
     """Return the arguments of Airflow's operator for a task's retry policy, or the default one if it is None.
 
     An Airflow without retry policies does not have the argument.
+
+    :raises FlowInputError: the value is no retry policy.
     """
     if retry_policy is None:  # `partial()` passes None if it was not given
         return {"retry_policy": FlowsRetryPolicy()} if HAS_RETRY_POLICIES else {}
+    if HAS_RETRY_POLICIES and not isinstance(retry_policy, RetryPolicy):
+        is_class = isinstance(retry_policy, type) and issubclass(retry_policy, RetryPolicy)
+        remedy = f"; write {retry_policy.__name__}()" if is_class else ""
+        what = "an instance of a subclass of airflow.sdk.RetryPolicy, or None for that of this provider"
+        raise FlowInputError(f"retry_policy must be {what}, not {retry_policy!r}{remedy}")
     return {"retry_policy": retry_policy}
 
 

@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, BaseOperatorLink
 
 from airflow_provider_flows.core.exceptions import FlowConflict, FlowNotFound
 from airflow_provider_flows.core.polling.schedule import Schedule, to_seconds
+from airflow_provider_flows.core.template_problems import RUN_KEYS, require_booleans
 from airflow_provider_flows.links import FlowRunLink
 from airflow_provider_flows.sensors import DEFAULT_DEFERRABLE, RUN_ID_HINT, FlowRunSensor
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES
@@ -54,6 +55,8 @@ class FetchFlowRunOperator(FlowRunSensor):
         them.
     """
 
+    xcom_keys = RUN_KEYS
+
     def __init__(
         self,
         *,
@@ -70,6 +73,7 @@ class FetchFlowRunOperator(FlowRunSensor):
         fetch_partial_outputs: bool = False,
         **kwargs: Any,
     ) -> None:
+        require_booleans({"wait_for_completion": wait_for_completion})
         has_poke_interval = kwargs.get("poke_interval") is not None  # Airflow's name of the same
         super().__init__(
             flow_run_id=flow_run_id,
@@ -134,7 +138,7 @@ class _EndFlowRunOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             super().__init__(**to_retry_arguments(retry_policy), **kwargs)
         self.flow_run_id, self.flows_conn_id = flow_run_id, flows_conn_id
         self.poll_interval, self.timeout = poll_interval, timeout
-        self.reject_tasks()
+        self.check_arguments()
         Schedule.of(poll_interval, poll_interval)  # raises on an invalid interval when the DAG is parsed
         to_seconds("timeout", timeout)
 
@@ -199,6 +203,8 @@ class AbortFlowRunOperator(_EndFlowRunOperator):
     :param retry_policy: which errors are retried, and when, as in `RunFlowOperator`.
     """
 
+    xcom_keys = frozenset({"flow_run_id"})
+
     def __init__(
         self,
         *,
@@ -210,6 +216,7 @@ class AbortFlowRunOperator(_EndFlowRunOperator):
         retry_policy: RetryPolicy | None = None,
         **kwargs: Any,
     ) -> None:
+        require_booleans({"wait_for_completion": wait_for_completion})
         super().__init__(
             flow_run_id=flow_run_id,
             flows_conn_id=flows_conn_id,
@@ -243,6 +250,8 @@ class DeleteFlowRunOperator(_EndFlowRunOperator):
     :param retry_policy: which errors are retried, and when, as in `RunFlowOperator`.
     """
 
+    xcom_keys = frozenset({"flow_run_id"})
+
     def __init__(
         self,
         *,
@@ -254,6 +263,7 @@ class DeleteFlowRunOperator(_EndFlowRunOperator):
         retry_policy: RetryPolicy | None = None,
         **kwargs: Any,
     ) -> None:
+        require_booleans({"abort_active": abort_active})
         super().__init__(
             flow_run_id=flow_run_id,
             flows_conn_id=flows_conn_id,

@@ -28,6 +28,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowTimeout,
 )
 from airflow_provider_flows.core.polling.schedule import Schedule, to_positive_seconds
+from airflow_provider_flows.core.template_problems import RUN_KEYS, require_booleans
 from airflow_provider_flows.links import FlowOutputsLink, FlowRunLink
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
 from airflow_provider_flows.worker.run_tracking import RunTrackingMixin
@@ -99,6 +100,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         "output_name",
     )
     ui_color = "#e4def5"
+    xcom_keys = RUN_KEYS  # of the XComs beside what it returns, for `describe_missing_xcom`
     operator_extra_links: Collection[BaseOperatorLink] = (FlowRunLink(), FlowOutputsLink())
 
     def __init__(
@@ -153,7 +155,6 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         self.output_path: Any = output_path  # `OutputOptions` makes a path a text
         self.output_conn_id = output_conn_id
         self.output_name = output_name
-        self.reject_tasks()
         schedule = Schedule.of(
             self.poke_interval, default_intervals[1] if max_poll_interval is None else max_poll_interval
         )
@@ -161,6 +162,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         self.deferrable = deferrable
         self.max_xcom_bytes = max_xcom_bytes
         self.fetch_partial_outputs = fetch_partial_outputs
+        self.check_arguments()
         self._output_options()
         self._wait: Wait | None = None
         if self.reschedule and not deferrable and self.poll_interval < MIN_RESCHEDULE_SECONDS:
@@ -411,8 +413,10 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
 def _choose_deferrable(*, deferrable: bool, silent_fail: bool) -> bool:
     """Return whether to wait in the triggerer; a sensor with `silent_fail` cannot.
 
-    :raises FlowInputError: both were requested. If `deferrable` is only Airflow's default, it gives way.
+    :raises FlowInputError: both were requested, or one is no Boolean. If `deferrable` is only Airflow's
+        default, it gives way.
     """
+    require_booleans({"deferrable": deferrable, "silent_fail": silent_fail})
     if not (deferrable and silent_fail):
         return deferrable
     if DEFAULT_DEFERRABLE:

@@ -30,6 +30,7 @@ from airflow_provider_flows.core.exceptions import (
 from airflow_provider_flows.core.flow_run import FlowRun, FlowState
 from airflow_provider_flows.core.polling.finished_runs import EventCursor, event_payloads
 from airflow_provider_flows.core.polling.schedule import Schedule
+from airflow_provider_flows.core.template_problems import require_booleans
 from airflow_provider_flows.triggerer.kill_check import (
     KillableTrigger,
     abort_killed_run,
@@ -109,6 +110,7 @@ class FlowRunTrigger(KillableTrigger):
         **unknown_arguments: Any,
     ) -> None:
         check_unknown(type(self), unknown_arguments, is_stored=is_stored)
+        require_booleans({"abort_on_kill": abort_on_kill})
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
         self.flows_conn_id = flows_conn_id
         self.flow_run_id = flow_run_id

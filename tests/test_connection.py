@@ -13,7 +13,6 @@ import pytest
 from airflow.sdk import Connection
 
 from airflow_provider_flows.connection import (
-    CA_BUNDLE_VARIABLES,
     GENERIO_FIELDS,
     PROMPTCHAINER_FIELDS,
     get_token,

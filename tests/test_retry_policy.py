@@ -6,21 +6,50 @@ DAG runs use the emulator. What a retry does with the flow run is tested in work
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from airflow.sdk import DAG
 
 from airflow_provider_flows.core import exceptions
+from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.decorators import task
 from airflow_provider_flows.emulator import Emulator, Fault
-from airflow_provider_flows.operators import RunFlowBatchOperator, RunFlowOperator
+from airflow_provider_flows.operators import (
+    AbortFlowRunOperator,
+    FetchFlowRunOperator,
+    RunFlowBatchOperator,
+    RunFlowOperator,
+)
+from airflow_provider_flows.retry_policy import FlowsRetryPolicy
+from airflow_provider_flows.sensors import FlowRunSensor
 from airflow_provider_flows.worker.task_try import allows_retry
 from tests.support.modes import compat_notices
 from tests.support.tries import CHAIR_ARGUMENTS, request_times, run_with_retries
 from tests.support.versions import lacks, needs
 
 pytestmark = pytest.mark.emulator(run_seconds=0, abort="instant", retries=0)
+
+
+def return_prompt() -> str:
+    """Return a prompt."""
+    return "A chair"
+
+
+RUN_ID = {"task_id": "t", "flow_run_id": "0" * 24}
+TASKS_WITH_POLICIES: dict[str, Callable[..., Any]] = {
+    "operator": partial(RunFlowOperator, task_id="t", flow="f"),
+    "batch": partial(RunFlowBatchOperator, task_id="t", flow="f", items=[], output_path="/x"),
+    "sensor": partial(FlowRunSensor, **RUN_ID),
+    "fetch": partial(FetchFlowRunOperator, **RUN_ID),
+    "abort": partial(AbortFlowRunOperator, **RUN_ID),
+    "decorator": lambda **more: task.flow(flow="f", **more)(return_prompt)(),
+}
 
 FAULTS = [
     # fault of the first POST, tries, error
@@ -166,3 +195,14 @@ def test_decision_depends_on_the_error(error: BaseException, action: str, delay:
     decision = FlowsRetryPolicy.deserialize(FlowsRetryPolicy().serialize()).evaluate(error, 1, 3)
     assert decision.action.value == action
     assert decision.retry_delay == (None if delay is None else timedelta(seconds=delay))
+
+
+@needs("retry policies")
+@pytest.mark.parametrize("value", ["mine", 3, {"retries": 2}, FlowsRetryPolicy], ids=str)
+@pytest.mark.parametrize("kind", TASKS_WITH_POLICIES)
+def test_value_that_is_no_policy_is_rejected_at_parse_time(kind: str, value: object) -> None:
+    """Anything but an instance of a retry policy is an error, which shows how to write one."""
+    with DAG("policies", schedule=None), pytest.raises(FlowInputError) as caught:
+        TASKS_WITH_POLICIES[kind](retry_policy=value)
+    assert str(caught.value).startswith("retry_policy must be an instance of")
+    assert ("write FlowsRetryPolicy()" in str(caught.value)) == (value is FlowsRetryPolicy)

@@ -45,7 +45,7 @@ class Stack(AirflowApi):
         dag_processor: bool = False,
         parallelism: int = 4,
         port: int = 0,
-        start_timeout: float = 120,
+        start_timeout: float = 300,
         database: Path | None = None,
         database_url: str | None = None,
     ) -> None:

@@ -137,7 +137,10 @@ def wait_until(ready: Callable[[], bool], programs: Iterable[Program], timeout: 
             program.check()
         if time.monotonic() > deadline:
             logs = "\n".join(f"--- {program.log}\n{tail(program.log, 10)}" for program in needed)
-            raise TimeoutError(f"{what} took longer than {timeout:.0f} s.\n{logs}")
+            raise TimeoutError(
+                f"{what} took longer than {timeout:.0f} s. If the machine is busy, run the command again. "
+                f"The ends of the logs:\n{logs}"
+            )
         time.sleep(_POLL_SECONDS)
 
 

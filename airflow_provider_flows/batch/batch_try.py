@@ -45,7 +45,7 @@ class AbortedRuns(NamedTuple):
     """The runs that a batch has tried to abort, and how many of them were active."""
 
     run_ids: frozenset[str] = frozenset()
-    count: int = 0
+    active: int = 0
 
 
 class ProgramThread:

@@ -93,6 +93,7 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"items": "json", "parameters": "json"}
     ui_color = "#e4def5"
+    xcom_keys: ClassVar[frozenset[str]] = frozenset()  # only what it returns is in XCom
 
     batch_result: dict[str, Any] | None = None
     """What the task returns, as soon as all items have ended, also if the task then fails."""
@@ -136,7 +137,9 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         self.flows_conn_id, self.input_conn_id = flows_conn_id, input_conn_id
         self.deferrable, self.timeout = deferrable, timeout
         self.poll_interval, self.max_poll_interval = poll_interval, max_poll_interval
-        self.durable, self.abort_on_kill, self.validate = durable, abort_on_kill, validate
+        self.durable, self.abort_on_kill = durable, abort_on_kill
+        self.check_arguments()
+        self.validate = validate  # no Boolean if it is "skip"
         Schedule.of(poll_interval, max_poll_interval)  # raises on invalid values when the DAG is parsed
         to_seconds("timeout", timeout)
         to_max_age(reuse)

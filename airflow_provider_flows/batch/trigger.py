@@ -12,6 +12,7 @@ from airflow.triggers.base import TriggerEvent
 
 from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError
 from airflow_provider_flows.core.polling.schedule import Schedule
+from airflow_provider_flows.core.template_problems import require_booleans
 from airflow_provider_flows.triggerer.kill_check import (
     KillableTrigger,
     abort_killed_runs,
@@ -64,6 +65,7 @@ class FlowBatchTrigger(KillableTrigger):
         **unknown_arguments: Any,
     ) -> None:
         check_unknown(type(self), unknown_arguments, is_stored=is_stored)
+        require_booleans({"abort_on_kill": abort_on_kill})
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's is not annotated
         self.flows_conn_id, self.flow_run_ids = flows_conn_id, list(flow_run_ids)
         self.min_final_runs = min_final_runs

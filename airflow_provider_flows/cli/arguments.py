@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_POLL_INTERVAL = 60.0  # seconds; as in the operator
 
 INPUT_KEYS = ("data", "uri", "additional")  # of an --input that is a JSON object
-_JSON_OBJECT_START = re.compile(r"""\s*\{\s*["'}]""")
+_JSON_START = re.compile(r"""\s*(?:\{\s*["'}]|\[\s*["{\[\]])""")
 
 # What messages for DAG authors call an argument, and what it is called here. A name in a path or between
 # quotes is user data.
@@ -50,6 +50,17 @@ _OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     ),
     (r"put them into inputs", "use --variable for them"),
     (r"which are passed as inputs", "which --variable sets"),
+    (r"The file must exist on the worker that runs the task", "Check its name"),
+    (
+        r", and a relative path starts at the folder of its process",
+        "; a relative path starts at the current folder",
+    ),
+    (r"Install (\S+) on each worker", r"Install \1"),
+    (
+        r"Set it to a folder in which tasks may create files",
+        "Set it to a folder in which you may create files",
+    ),
+    (r"the user of the task \(uid (\d+)\)", r"your user (uid \1)"),
     (r"\binputs has more than", "--input was given more than"),
     (r"\binputs\[(\d+)\]", lambda match: f"--input #{int(match[1]) + 1}"),
     (r"\binputs\[(['\"])(.*?)\1\]", r"--variable \2"),
@@ -162,6 +173,9 @@ def _parse_inputs(args: Namespace, problems: Problems) -> Any:
 
 def _parse_input(text: str, problems: Problems) -> Any:
     """Return one --input, in the forms that its help lists."""
+    if text.strip() == "@":
+        problems.add("--input @ has no file name after the @, as in --input @chair.png")
+        return {"data": "not sent"}  # so that the other inputs are checked as well
     if text.startswith("@"):
         return {"uri": text[1:]} if "://" in text else Path(text[1:]).expanduser()
     if is_likely_path_or_uri(text):
@@ -179,13 +193,17 @@ def _parse_input(text: str, problems: Problems) -> Any:
 def _parse_json_input(text: str, problems: Problems) -> Any:
     """Return an --input that is a JSON object with `data` or `uri`, or any other text as a prompt.
 
-    A text that is nearly such an object is a problem, because it would be sent, and paid for, as a prompt.
+    A text that is nearly such an object, or a list, is a problem, because it would be sent, and paid for, as
+    a prompt.
     """
+    kind = "list" if text.lstrip().startswith("[") else "object"
     try:
         item = json.loads(text)
     except ValueError as error:
         item, problem = None, f"is not valid JSON ({error})"
     else:
+        if isinstance(item, list):
+            return _reject_json(text, "is a JSON list; each input is an --input of its own", problems)
         if not isinstance(item, dict):
             return text
         if item.keys() & {"data", "uri"}:
@@ -194,11 +212,16 @@ def _parse_json_input(text: str, problems: Problems) -> Any:
         if not hints:  # a prompt may be a JSON object
             return text
         problem = f"has neither data nor uri, but {', '.join(hints)}"
-    if not _JSON_OBJECT_START.match(text):
+    if not _JSON_START.match(text):
         return text
+    return _reject_json(text, f"starts like a JSON {kind}, and {problem}", problems)
+
+
+def _reject_json(text: str, problem: str, problems: Problems) -> Any:
+    """Add the problem of an --input that is, or starts like, JSON; return what is checked in its place."""
     as_prompt = shlex.quote(json.dumps({"data": shorten(text)}, ensure_ascii=False))
     problems.add(
-        f"--input {shlex.quote(shorten(text))} starts like a JSON object, and {problem}. To send the text as "
-        f"it is, write --input {as_prompt}"
+        f"--input {shlex.quote(shorten(text))} {problem}. To send the text as it is, write --input "
+        f"{as_prompt}"
     )
     return {"data": "not sent"}

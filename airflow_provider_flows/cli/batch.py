@@ -180,7 +180,7 @@ class CommandTry(BatchTry):
                 asyncio.run(self.program.flush_results())
             active = 0 if self.records is None else len(self.records.get_active_run_ids())
             if active and self._confirm_abort(active, args.on_interrupt, interrupt):
-                aborted = self.abort_all(self.hook).count
+                aborted = self.abort_all(self.hook).active
                 others = "" if aborted == active else "; the others have ended, or continue"
                 echo_err(f"Flow runs that were aborted: {aborted:,} of {active:,}{others}. {RESUMED}")
                 return Exit.ABORTED if aborted else Exit.INTERRUPTED

@@ -105,6 +105,7 @@ class Request:
     :param label: how messages name the request; by default by its method and path.
     :param is_anonymous: whether no host gets credentials, not even the connection's own.
     :param purpose: what the request serves; by default a TRANSFER with a sink, and else a QUESTION.
+    :param argument: the argument of which the request has the value, `flow` or `flow_run_id`, for messages.
     :param deadline: the time at which it must be complete, by the monotonic clock; None for no other limit
         than that of its purpose.
     """
@@ -122,6 +123,7 @@ class Request:
     is_anonymous: bool = False
     purpose: Purpose | None = field(default=None, repr=False)
     deadline: float | None = field(default=None, repr=False, compare=False)
+    argument: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Set the default purpose.

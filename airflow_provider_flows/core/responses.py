@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
@@ -55,11 +55,17 @@ REDIRECT_HINT = (
     "the connection's host to it."
 )
 FOREIGN_HINT = "Another host, {origin}, to which the service led, did not deliver the file."
+PAGE = "A page in HTML{title} came instead of the service's JSON, so "
 GATEWAY_HINT = (
-    "A page in HTML came instead of the service's JSON, so a gateway or a proxy has answered, and this says "
-    "nothing about the API key. Check the connection's host, and whether the gateway lets requests of this "
-    "machine through."
+    f"{PAGE}a gateway or a proxy has answered, or the host is another web server, and this says nothing "
+    "about the API key. Check the connection's host, and whether the gateway lets requests of this machine "
+    "through."
 )
+BUSY_GATEWAY_HINT = (
+    f"{PAGE}a gateway has answered that does not reach the service; try again later. If that does not help, "
+    "check the connection's host."
+)
+OTHER_SERVER_HINT = f"{PAGE}the host is perhaps another web server. Check the connection's host."
 PROXY_HINT = (
     "A proxy requires credentials; put them into its URL (HTTP_PROXY, HTTPS_PROXY), or the service's host "
     "into NO_PROXY."
@@ -67,8 +73,18 @@ PROXY_HINT = (
 INVALID_HINT = "The service rejected the request; check the arguments named below."
 QUOTA_HINT = "The account's quota or credit is used up; add credit or raise the limit at the service."
 NOT_FOUND_HINT = (
-    "The service has nothing of that name or id (flow, flow_run_id); check it: it may be misspelt, deleted, "
-    "or of another account or service (flows_conn_id). Check the host of the connection as well."
+    "The service has nothing at that address. Check the connection's host; then the name or id (flow, "
+    "flow_run_id), which may be misspelt, deleted, or of another account or service (flows_conn_id)."
+)
+MISSING_ID_HINT = (
+    "The service has nothing of that name or id ({argument}); check it: it may be misspelt, deleted, or of "
+    "another account or service (flows_conn_id). Check the host of the connection as well."
+)
+HOST_PATH_HINT = "The connection's host has the path {path!r}: check first that the service's API is there. "
+RATE_HINT = (
+    "The service receives too many requests. Run fewer tasks of this connection at a time (a pool of "
+    "Airflow's), set max_requests_per_second in its extra, which limits deferred tasks, and let the tasks "
+    "retry later (retries, retry_delay)."
 )
 ERRORS_BY_STATUS: dict[int, tuple[type[FlowServiceError], str]] = {
     **dict.fromkeys((301, 302, 303, 307, 308), (FlowServiceError, REDIRECT_HINT)),
@@ -89,7 +105,7 @@ ERRORS_BY_STATUS: dict[int, tuple[type[FlowServiceError], str]] = {
     415: (FlowInvalid, "The flow does not accept inputs of this media type."),
     422: (FlowInvalid, INVALID_HINT),
     425: (FlowConflict, "The flow run is not ready for this yet."),
-    429: (FlowRateLimited, "The service receives too many requests; send fewer."),
+    429: (FlowRateLimited, RATE_HINT),
 }
 OTHER_STATUS_HINT = "The service could not process the request; try again later."
 
@@ -100,6 +116,9 @@ _HTML_START = re.compile(
     rb"(?:\xef\xbb\xbf)?(?>\s+|<\?xml[^>]{0,200}>|<!--.{0,200}?-->){0,20}+<(?:!doctype\s+html|html|head|body|title)\b",
     re.IGNORECASE | re.DOTALL,
 )
+_HTML_TITLE = re.compile(rb"<(?:title|h1)\b[^>]{0,200}>([^<]{1,200})</", re.IGNORECASE)
+MAX_PAGE_HEAD_BYTES = 8 * 1024  # in which the title of a page in HTML is searched
+GATEWAY_STATUSES = frozenset({502, 503, 504})
 TEXT_STATUSES = frozenset({403, 429})
 _QUOTA_SUBJECT = re.compile(
     r"(?<![a-z])(?:quotas?|credits?|billing|payment[ _-]required|insufficient[ _-](?:balance|funds)"
@@ -211,9 +230,10 @@ def raise_for_status(request: Request, response: Response, now: float | None = N
     """
     if response.is_success:
         return
-    error_class, hint = _get_error_class_and_hint(response)
+    error_class, hint = _get_error_class_and_hint(request, response)
     current_time = time.time() if now is None else now
-    reason = "" if response.is_foreign else reason_sentence(error_reason(response))
+    has_reason = not response.is_foreign and not is_html(response)
+    reason = reason_sentence(error_reason(response)) if has_reason else ""
     retry_after = response.retry_after(current_time)
     if is_quota_exceeded(response):
         message = f"{request} returned HTTP {response.status}. {QUOTA_HINT} {reason}"
@@ -225,7 +245,7 @@ def raise_for_status(request: Request, response: Response, now: float | None = N
     raise error_class(message, status=response.status, retry_after=retry_after)
 
 
-def _get_error_class_and_hint(response: Response) -> tuple[type[FlowServiceError], str]:
+def _get_error_class_and_hint(request: Request, response: Response) -> tuple[type[FlowServiceError], str]:
     """Return the class and the hint of an error response's exception."""
     error_class, hint = ERRORS_BY_STATUS.get(response.status, (FlowServiceError, OTHER_STATUS_HINT))
     if response.is_foreign:  # such as an expired signature; it says nothing about the key or the account
@@ -240,9 +260,25 @@ def _get_error_class_and_hint(response: Response) -> tuple[type[FlowServiceError
         except ValueError:
             target = "an invalid URL"
         return error_class, hint.format(target=target)
-    if 400 <= response.status < 500 and response.status != 429 and is_html(response):
-        return (FlowServiceError if error_class is FlowAuthError else error_class), GATEWAY_HINT
+    if is_html(response) and response.status != 429:
+        is_rejection = 400 <= response.status < 500
+        hint = BUSY_GATEWAY_HINT if response.status in GATEWAY_STATUSES else OTHER_SERVER_HINT
+        hint = (GATEWAY_HINT if is_rejection else hint).format(title=_quote_page_title(response))
+        return (FlowServiceError if error_class is FlowAuthError else error_class), hint
+    if hint is NOT_FOUND_HINT:
+        if request.argument:
+            hint = MISSING_ID_HINT.format(argument=request.argument)
+        host_path = urlsplit(response.url).path.removesuffix(request.path)
+        if request.path.startswith("/") and host_path.strip("/") and request.path in response.url:
+            hint = HOST_PATH_HINT.format(path=to_line(host_path)) + hint
     return error_class, hint
+
+
+def _quote_page_title(response: Response) -> str:
+    """Return the title of a page in HTML in parentheses, for a message; empty if it has none."""
+    match = _HTML_TITLE.search(response.body[:MAX_PAGE_HEAD_BYTES])
+    title = "" if match is None else " ".join(decode_text(match[1]).split())
+    return f" ({to_line(response.quote(title))!r})" if title and response.error_texts.is_shown else ""
 
 
 def is_html(response: Response) -> bool:
@@ -286,6 +322,8 @@ def malformed_message(request: Request, response: Response, problem: str) -> str
     size = len(response.body) if response.bytes_received is None else response.bytes_received
     problem = to_line(response.redact(problem))
     head = f"The response to {request} {problem} (HTTP {response.status}, {size} bytes)."
+    if is_html(response):
+        head = f"{head} {OTHER_SERVER_HINT.format(title=_quote_page_title(response))}"
     if not response.error_texts.is_shown:
         return head
     start = decode_text(response.body[: MAX_EXCERPT_BYTES + get_max_spelling_length(response.secrets)])
@@ -299,7 +337,7 @@ def error_reason(response: Response) -> str:
     start of the body, which may be empty. It is one line, as messages may show it (`ErrorTexts`), and empty
     for a response from another host.
     """
-    if response.is_foreign:
+    if response.is_foreign or is_html(response):  # the hint has the title of the page
         return ""
     try:
         value = parse_bounded_json(response.body, response.secrets)

@@ -1,7 +1,7 @@
-"""Problems of templated arguments: a template that rendered to the text of no value or of a collection.
+"""Problems of a task's arguments that nothing else notices before a flow run is paid for.
 
-Such a text is a valid prompt, path or name, so nothing else notices it before it is paid for.
-Another problem is a task in place of its result.
+A template rendered to the text of no value or of a collection, which is a valid prompt, path or name. An
+argument is a task in place of its result, or a result that the task does not push. A Boolean is a text.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from airflow_provider_flows.core.exceptions import FlowInputError
+
 EXPRESSION_PATTERN = re.compile(r"\{\{.*?\}\}", re.DOTALL)  # with Jinja's default delimiters
 NOTHING_WORDS = frozenset({"none", "null", "nan", "undefined"})  # in lower case
 COLLECTION_STARTS = frozenset("[{(")
@@ -20,8 +22,12 @@ MAX_ARGUMENT_DEPTH = 5  # of the containers in which a task is searched
 NATIVE_RENDERING = "set render_template_as_native_obj=True on the DAG"
 RESULT_HINT = "pass a task's result as its .output, without a template"
 RUN_KEYS = frozenset({"flow_run_id", "outputs"})  # of what a task returns (`FlowRun.to_dict`)
-# arguments that take one value of a task's result, which has it under the same name
-RESULT_KEYS = frozenset({"flow", "flow_run_id"})
+# arguments that take one value of a task's result, which has it under the same name, and how to write that
+RESULT_EXPRESSIONS = {
+    "flow": "\"{{{{ ti.xcom_pull('{task}')['flow'] }}}}\"",
+    "flow_run_id": '{task}.output["flow_run_id"]',
+}
+RETURN_VALUE = "return_value"  # Airflow's key of what a task returns
 
 
 class TemplateRecorder:
@@ -199,29 +205,71 @@ def describe_misplaced_task(argument: str, value: Any) -> str | None:
     :param argument: the argument that has the value, of which `inputs` takes all that a task returned.
     """
     name = argument.partition("[")[0]
-    subscript = "" if name == "inputs" else f'["{name}"]' if name in RESULT_KEYS else "[...]"
     if is_task(value):
-        what = "the task's result" if name == "inputs" else "that value of the task's result"
-        return f"is the task {value.task_id!r} itself; write .output{subscript} after it to pass {what}"
+        if name == "inputs":
+            remedy = "write .output after it to pass the task's result"
+        else:
+            example = RESULT_EXPRESSIONS.get(name, "\"{{{{ ti.xcom_pull('{task}')[...] }}}}\"")
+            remedy = f"to pass a value of the task's result, write {example.format(task=value.task_id)}"
+        return f"is the task {value.task_id!r} itself; {remedy}"
     if is_decorated_function(value):
         function = getattr(value.function, "__name__", "function")
         return (
             f"is the decorated function {function!r} itself; call it, as in {function}(), and pass what that "
             "returns"
         )
-    if name in RESULT_KEYS and isinstance(value, Mapping) and value.keys() >= RUN_KEYS:
+    if name in RESULT_EXPRESSIONS and isinstance(value, Mapping) and value.keys() >= RUN_KEYS:
         text = ", or the name of a flow" if name == "flow" else ""
-        return f"is all that a task returned; write first.output{subscript} for the task `first`{text}"
+        example = RESULT_EXPRESSIONS[name].format(task="first")
+        return f"is all that a task returned; write {example} for the task `first`{text}"
     return None
 
 
+def describe_missing_xcom(value: Any) -> str | None:
+    """Return the problem if a value is an XCom (`first.output["key"]`) that its task does not push, or None.
+
+    That is known of this provider's operators, by their `xcom_keys`. A subclass of one, or a function, may
+    push others itself: then a key is a problem only if it resembles a known one.
+    """
+    key, operator = getattr(value, "key", None), getattr(value, "operator", None)
+    task_class = getattr(operator, "operator_class", type(operator))  # that of a mapped task
+    known = getattr(task_class, "xcom_keys", None)
+    if not isinstance(key, str) or known is None or key in {RETURN_VALUE, *known}:
+        return None
+    from difflib import get_close_matches  # importing operators stays cheap
+
+    hint = "".join(f" (did you mean {name!r}?)" for name in get_close_matches(key, sorted(known), n=1))
+    if getattr(operator, "multiple_outputs", False) or not (hint or "xcom_keys" in vars(task_class)):
+        return None
+    task_id = getattr(operator, "task_id", "")
+    keys = "".join(f', .output["{name}"]' for name in sorted(known))
+    return (
+        f"is .output[{key!r}] of the task {task_id!r}, which pushes no XCom of that key{hint}. It has .output"
+        f"{keys}; for any other value of its result, write \"{{{{ ti.xcom_pull({task_id!r})['state'] }}}}\""
+    )
+
+
+def require_booleans(arguments: Mapping[str, object]) -> None:
+    """Check that arguments are True or False: a text such as "no" would count as True.
+
+    :param arguments: the values by the names of the arguments.
+    :raises FlowInputError: one is not; the message names it.
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, bool):
+            text = " (without quotation marks)" if isinstance(value, str) else ""
+            raise FlowInputError(f"{name} must be True or False{text}, not {value!r}")
+
+
 def find_misplaced_tasks(where: str, value: Any, depth: int = 0) -> Iterator[str]:
-    """Yield the problem of each task, or decorated function, in an argument of a task.
+    """Yield the problem of each task, decorated function or missing XCom in an argument of a task.
 
     :param where: the argument, or the place in it.
     """
     if is_task(value) or is_decorated_function(value):
         yield f"{where} {describe_misplaced_task(where, value)}"
+    elif (problem := describe_missing_xcom(value)) is not None:
+        yield f"{where} {problem}"
     elif depth >= MAX_ARGUMENT_DEPTH:
         return
     elif isinstance(value, Mapping):

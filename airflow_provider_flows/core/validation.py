@@ -250,7 +250,7 @@ def find_unsendable_variables(variables: Mapping[Any, Any]) -> list[str]:
 
 def _describe_unsendable(value: Any) -> str:
     if isinstance(value, Mapping) and value.keys() >= RUN_KEYS:
-        example = 'first.output["outputs"][0]["value"]'
+        example = "\"{{ ti.xcom_pull('first')['outputs'][0]['value'] }}\""
         return f"is all that a task returned; pass one text of it, such as {example} for the task `first`"
     return f"must be text, a number or a Boolean, not {type(value).__name__}"
 
@@ -351,6 +351,7 @@ def _value_problems(
     argument = "parameters" if kind == "parameter" else "inputs"
     names = [str(name) for name in values]
     unknown = [name for name in names if name not in known] if is_complete else []
+    suggested = {match for name in unknown for match in find_closest_names(name, known)}  # named once
     for name in unknown:
         yield f"{kind} {_quote(name)} is not known{hint or suggest_names(name, known)}"
     for name, value in values.items():
@@ -359,8 +360,8 @@ def _value_problems(
             actual = "a file" if isinstance(value, UploadSource) else _quote(value)
             yield f"{argument}[{_quote(name)}] must be {expectation}, not {actual}"
     for name, one in known.items():
-        if one.required and name not in names:
-            yield f"{kind} {_quote(name)} is missing{suggest_names(name, unknown)}"
+        if one.required and name not in names and name not in suggested:
+            yield f"{kind} {_quote(name)} is missing"
 
 
 def _get_expectation(parameter: Parameter, value: Any) -> str | None:
@@ -444,9 +445,14 @@ def reject_unknown_arguments(owner: str, unknown: Iterable[str], names: Sequence
 
 def suggest_names(name: str, candidates: Iterable[str], max_count: int = 1) -> str:
     """Return ` (did you mean 'x'?)` with the closest matches of a name, or an empty string."""
+    found = find_closest_names(name, candidates, max_count)
+    return f" (did you mean {' or '.join(map(_quote, found))}?)" if found else ""
+
+
+def find_closest_names(name: str, candidates: Iterable[str], max_count: int = 1) -> list[str]:
+    """Return the closest matches of a name, without regard to case."""
     by_lower = {other.lower(): other for other in candidates}
-    found = get_close_matches(name.lower(), by_lower, n=max_count)
-    return f" (did you mean {' or '.join(_quote(by_lower[one]) for one in found)}?)" if found else ""
+    return [by_lower[one] for one in get_close_matches(name.lower(), by_lower, n=max_count)]
 
 
 def _join_values(values: Iterable[Any], separator: str = ", ", *, quoted: bool = True) -> str:

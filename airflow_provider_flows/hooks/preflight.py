@@ -117,7 +117,10 @@ class Preflight:
         found = Problems()
         if problems is not None:
             found.extend(problems)
+        is_valid = "inputs" in found.invalid
         self._service.validate(request.inputs, request.parameters, found)
+        if not is_valid and "inputs" in found.invalid:  # they may have the form of another service
+            found.context(accepts=self._describe_connection())
         if not validate or "flow" in found.invalid:
             return PreflightResult(found)
         try:
@@ -176,10 +179,20 @@ class Preflight:
         definition: FlowDefinition | None = definitions[0]
         if self._service.supports("list_definitions"):
             definition = select_definition(request.flow, self._service.name, definitions, problems)
+            if definition is None:
+                problems.context(accepts=self._describe_connection())
         if definition is not None:
             invalid = known_problems.invalid
             validate_arguments(definition, request.inputs, request.parameters, problems, invalid)
         return PreflightResult(problems, definition)
+
+    def _describe_connection(self) -> str:
+        """Return which connection has selected the service, because the flow may be of another one."""
+        connection = self._hook.connection
+        return (
+            f"Connection {self._hook.flows_conn_id!r} (flows_conn_id) has type {connection.conn_type!r}, "
+            f"which selects {self._service.name}; a flow of another service needs a connection of its type."
+        )
 
     def _load_definitions(self, flow: str, *, reload: bool = False) -> tuple[list[FlowDefinition], bool]:
         """Return the definitions, and whether this call loaded them.

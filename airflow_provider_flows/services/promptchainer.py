@@ -82,9 +82,14 @@ class PromptChainer(Service):
             yield from self.get_definition(self._test_flow or PROBE_FLOW_ID)
         except FlowAuthError:
             raise
-        except (FlowInvalid, FlowNotFound):
+        except (FlowInvalid, FlowNotFound) as error:
             if self._test_flow:
-                raise
+                raise type(error)(
+                    f"PromptChainer has no flow {shorten(repr(self._test_flow))} for this API key (HTTP "
+                    f"{error.status}). Set the field Test flow to the id of one of your flows, or leave it "
+                    "blank; else check the host",
+                    status=error.status,
+                ) from None
             hint = "Set a test flow in the connection for a definite result."
             return f"PromptChainer did not reject the API key. {hint}"
         return "PromptChainer accepted the API key."
@@ -95,7 +100,7 @@ class PromptChainer(Service):
         The response is an array of `{name, type}`, a wrapped array, or a graph (P-03).
         """
         path = f"/api/flows/getFlowInfo/{quote_path_segment('flow', flow)}"
-        request = Request("GET", path, max_bytes=MAX_DEFINITIONS_BYTES)
+        request = Request("GET", path, max_bytes=MAX_DEFINITIONS_BYTES, argument="flow")
         response = yield from send(request)
         value = yield from load_json(request, response)
         if isinstance(value, Mapping) and isinstance(value.get("nodes"), list):
@@ -161,6 +166,7 @@ class PromptChainer(Service):
             json={"variables": variables},
             resend=Resend.IF_NEVER_ARRIVED,
             purpose=Purpose.RUN,
+            argument="flow",
         )
         before_start()
         started_at = _now()

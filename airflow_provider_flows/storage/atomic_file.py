@@ -278,7 +278,8 @@ def _wrap_store_errors(path: ObjectStoragePath | None) -> Iterator[None]:
         yield
     except Exception as error:
         message = f"{path} cannot be written: {error}"
-        raise OSError(getattr(error, "errno", None), message) from error
+        number = getattr(error, "errno", None)
+        raise (OSError(message) if number is None else OSError(number, message)) from error
 
 
 def open_stored_file(path: ObjectStoragePath, folder: ObjectStoragePath) -> Any:

@@ -37,10 +37,12 @@ from airflow_provider_flows.core.redaction import redact_path, redact_text
 from airflow_provider_flows.storage.atomic_file import Spool, SpooledFile
 from airflow_provider_flows.storage.paths import (
     LOCAL_SCHEMES,
+    MACHINE_CREDENTIALS,
     WEB_SCHEMES,
     explain_store_error,
     get_conn_id,
     resolve_path,
+    uses_machine_credentials,
 )
 
 if TYPE_CHECKING:
@@ -421,7 +423,9 @@ def unreadable_error(
 
 
 def _get_remedy(path: InputPath, error: Exception) -> str:
-    """Return the end of the message about a file of this machine that does not exist."""
+    """Return the end of the message about a file: of this machine that does not exist, or of a store."""
+    if uses_machine_credentials(path) and not isinstance(error, FileNotFoundError | ImportError | ValueError):
+        return f". {MACHINE_CREDENTIALS.format(argument='input_conn_id')}"
     if not isinstance(error, FileNotFoundError) or not isinstance(path, Path):
         return ""
     scheme, separator, rest = str(path).partition(":/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.graph import FlowGraph
@@ -33,6 +34,7 @@ def load_graph(folder: str | None, flow: str, conn_id: str) -> FlowGraph | None:
     try:
         content = _load_content(folder, flow)
         if content is None:
+            _warn_about_missing_folder(folder, flow)
             return None
         graph = parse_graph(content)
     except FlowInputError as error:
@@ -48,6 +50,18 @@ def load_graph(folder: str | None, flow: str, conn_id: str) -> FlowGraph | None:
             warning,
         )
     return graph
+
+
+def _warn_about_missing_folder(folder: str, flow: str) -> None:
+    with suppress(Exception):  # any error of a store: that of a missing file says nothing about the folder
+        if to_object_path(folder).exists():
+            return
+        log.warning(
+            "The folder %s of flow graphs does not exist, so there is no graph of flow %s. Correct the field "
+            "graphs in the extra of the connection",
+            redact_path(folder),
+            flow,
+        )
 
 
 def _load_content(folder: str, flow: str) -> bytes | None:

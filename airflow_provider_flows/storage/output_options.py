@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import PurePath
@@ -200,14 +201,15 @@ def _require_writable(name: str, output_path: Any, output_conn_id: str | None) -
     from airflow_provider_flows.storage.atomic_file import write_probe
     from airflow_provider_flows.storage.paths import (
         LOCAL_SCHEMES,
+        MACHINE_CREDENTIALS,
         explain_store_error,
-        find_path_problem,
         get_conn_id,
         require_connection,
         to_object_path,
+        uses_machine_credentials,
     )
 
-    problem = find_path_problem(output_path)
+    problem = _find_path_problem(output_path)
     if problem is not None:
         raise FlowInputError(
             f"{name} {output_path!r} cannot be written to: {problem}. Set it to an absolute path or to "
@@ -226,10 +228,36 @@ def _require_writable(name: str, output_path: Any, output_conn_id: str | None) -
         if problem is None:
             problem = explain_store_error(output_path, error)
             remedy = "Check its URI, its connection (output_conn_id) and its permissions"
+            if output_conn_id is None and uses_machine_credentials(output_path):
+                remedy = f"{MACHINE_CREDENTIALS.format(argument='output_conn_id')}; else check the URI"
         raise FlowInputError(
             f"{name} {output_path!r} cannot be written to: {problem}. {remedy}",
             is_permanent=not isinstance(error, OSError) or _is_permanent(error),
         ) from error
+
+
+def _find_path_problem(output_path: str) -> str | None:
+    """Return why a path is not the same folder for every process that uses it, None if it is."""
+    from airflow_provider_flows.storage.paths import LOCAL_SCHEMES, WEB_SCHEMES
+
+    if not output_path.strip():
+        return "it is empty"
+    scheme, separator, rest = output_path.partition(":")
+    is_uri = bool(separator) and re.fullmatch(r"[A-Za-z][\w+.-]*", scheme) is not None
+    if is_uri and scheme.lower() not in LOCAL_SCHEMES:
+        is_web = scheme.lower() in WEB_SCHEMES
+        return "it is the address of a web server, which does not store files" if is_web else None
+    path = rest.removeprefix("//") if is_uri else output_path
+    if path.startswith("~"):
+        return "it starts with ~, which is not expanded, because each worker may have another home folder"
+    if is_uri and rest.startswith("//") and not path.startswith("/"):
+        host, _, folder = path.partition("/")
+        return (
+            f"it names a host, {host!r}; the URI of a local folder has three slashes: file:///{host}/{folder}"
+        )
+    if path.startswith("//"):
+        return "it starts with too many slashes"
+    return None if path.startswith("/") else "it is a relative path, another folder on each worker"
 
 
 def _describe_local_problem(error: Exception) -> str | None:

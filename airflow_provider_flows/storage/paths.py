@@ -41,6 +41,10 @@ PACKAGES = {
     **dict.fromkeys(("abfs", "abfss", "adl"), "apache-airflow-providers-microsoft-azure"),
     **dict.fromkeys(("sftp", "ssh"), "apache-airflow-providers-sftp[sshfs]"),
 }
+MACHINE_CREDENTIALS = (
+    "No connection is named, so the store got the credentials of this machine, if it has any. Set {argument} "
+    "to the Airflow connection of the store"
+)
 _NO_FILE_SYSTEM = re.compile(r"No filesystem registered|Unsupported filesystem|Protocol not known")
 # the end of an S3 client's host, and the domain of its console (the amazon provider's links/base_aws.py)
 CONSOLE_DOMAINS = {".amazonaws.com": "aws.amazon.com", ".amazonaws.com.cn": "amazonaws.cn"}
@@ -127,7 +131,8 @@ class OutputName:
 
     :param pattern: a text with fields. Jinja templates in it are not rendered yet, and count as text.
     :param inputs: the inputs of the run, as the operator gets them, or None.
-    :raises FlowInputError: the pattern is empty, names a folder, or has an unknown field.
+    :raises FlowInputError: the pattern is empty, names a folder, has an unknown field or a brace that is
+        not part of one.
     """
 
     pattern: str
@@ -142,6 +147,12 @@ class OutputName:
             raise FlowInputError(
                 f"output_name {self.pattern!r} names a folder. Put the folder into output_path; below it, "
                 "each run has a folder of its own"
+            )
+        if brace := next(iter(re.findall("[{}]", _FIELD.sub("", text))), None):
+            state = "is not closed" if brace == "{" else "has no opening brace before it"
+            raise FlowInputError(
+                f"output_name {self.pattern!r} has a {brace!r} that {state}. Write a field as in "
+                f"{EXAMPLE_NAME!r}; a file name has no braces"
             )
         for name in _FIELD.findall(text):
             if _INDEX_FIELD.fullmatch(name) is None and not _is_known_field(name):
@@ -230,28 +241,6 @@ def file_names(
 def safe_name(name: str) -> str:
     """Return a name that is one path segment on every store, different for each name (`to_safe_name`)."""
     return to_safe_name(name, MAX_FILE_NAME_LENGTH)
-
-
-def find_path_problem(output_path: str) -> str | None:
-    """Return why a path is not the same folder for every process that uses it, None if it is."""
-    if not output_path.strip():
-        return "it is empty"
-    scheme, separator, rest = output_path.partition(":")
-    is_uri = bool(separator) and re.fullmatch(r"[A-Za-z][\w+.-]*", scheme) is not None
-    if is_uri and scheme.lower() not in LOCAL_SCHEMES:
-        is_web = scheme.lower() in WEB_SCHEMES
-        return "it is the address of a web server, which does not store files" if is_web else None
-    path = rest.removeprefix("//") if is_uri else output_path
-    if path.startswith("~"):
-        return "it starts with ~, which is not expanded, because each worker may have another home folder"
-    if is_uri and rest.startswith("//") and not path.startswith("/"):
-        host, _, folder = path.partition("/")
-        return (
-            f"it names a host, {host!r}; the URI of a local folder has three slashes: file:///{host}/{folder}"
-        )
-    if path.startswith("//"):
-        return "it starts with too many slashes"
-    return None if path.startswith("/") else "it is a relative path, another folder on each worker"
 
 
 def get_run_folder(run: FlowRun, output_path: str, output_conn_id: str | None) -> ObjectStoragePath:
@@ -380,6 +369,12 @@ def explain_store_error(path_or_uri: object, error: Exception) -> str:
         return f"no file system is installed for {scheme}://. Install {package} on each worker"
     known = ", ".join(f"{known}://" for known in ("file", "s3", "gs", "abfs", "sftp"))
     return f"Airflow knows no file system for {scheme}://, but for example for {known}"
+
+
+def uses_machine_credentials(path_or_uri: object) -> bool:
+    """Return whether a path is in a store that needs credentials, and names no Airflow connection."""
+    scheme, _, rest = str(path_or_uri).partition("://")
+    return scheme.lower() in PACKAGES and "@" not in rest.partition("/")[0]
 
 
 def to_object_path(location: str, conn_id: str | None = None) -> ObjectStoragePath:

@@ -133,8 +133,11 @@ def _matches(entry: str, host: str, port: int | None) -> bool:
 def split_credentials(proxy_url: str) -> tuple[str, dict[str, str]]:
     """Return the URL of a proxy for aiohttp, without its credentials, and the header that contains them.
 
-    :raises ValueError: aiohttp has no support for proxies of this kind.
+    :raises ValueError: aiohttp has no support for proxies of this kind, or this is not the URL of one.
     """
+    if not _is_valid_proxy(proxy_url):
+        message = "a proxy without a host, or with an invalid port"
+        raise ValueError(message)
     parts = urlsplit(proxy_url)
     if parts.scheme not in DEFAULT_PORTS:
         message = f"a proxy of the kind {parts.scheme}"
@@ -150,6 +153,15 @@ def _strip_credentials(parts: SplitResult) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
+def _is_valid_proxy(proxy_url: str) -> bool:
+    """Return whether the URL of a proxy has a host, and its port is a number."""
+    try:
+        parts = urlsplit(proxy_url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def explain_failure(error: BaseException, url: str, *, is_connected: bool, is_proxy: bool) -> Explanation:
     """Return why a request to a URL got no response, and what to do.
 
@@ -160,9 +172,14 @@ def explain_failure(error: BaseException, url: str, *, is_connected: bool, is_pr
     :param is_proxy: whether the proxy of the environment has failed, not the service.
     """
     errors = list(_iter_causes(error))
-    proxy = ""
-    with suppress(ValueError):
-        proxy = to_origin(_strip_credentials(urlsplit(get_proxy_url(url) or "")))
+    proxy_url = None
+    with suppress(ValueError):  # the URL of the request is invalid
+        proxy_url = get_proxy_url(url)
+    if proxy_url is not None and not _is_valid_proxy(proxy_url):
+        shown = to_origin(proxy_url.rpartition("@")[2])  # without its credentials
+        cause = f"the request was not sent, because {shown} is not the address of a proxy"
+        return Explanation(cause, f"{PROXY_ADVICE} An example is http://proxy.example.com:3128.")
+    proxy = "" if proxy_url is None else to_origin(_strip_credentials(urlsplit(proxy_url)))
     if is_proxy:
         found = _explain_host(errors) or _explain_end(errors, is_connected=False)
         clause = "it refused" if found is None else found.cause

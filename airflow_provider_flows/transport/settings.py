@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 from airflow_provider_flows import __version__
-from airflow_provider_flows.core.exceptions import FlowServiceError, FlowUnreachable
+from airflow_provider_flows.core.exceptions import FlowInputError, FlowServiceError, FlowUnreachable
 from airflow_provider_flows.core.http import (
     UPGRADE_HINT,
     ForbiddenUrlError,
@@ -25,6 +29,8 @@ from airflow_provider_flows.transport.url_guard import (
     resolves_to_public,
 )
 
+CA_BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+PEM_CERTIFICATE = re.compile(rb"-----BEGIN (X509 |TRUSTED )?CERTIFICATE-----")
 USER_AGENT = f"airflow-provider-flows/{__version__}"
 ACCEPTED_ENCODINGS = "gzip, deflate"  # what the reader of a response decompresses; default of a session
 READ_CHUNK_BYTES = 256 * 1024  # a quarter of the calls, and a third less CPU time, than with 64 KiB
@@ -185,3 +191,38 @@ class Settings:
         )
         is_permanent = explanation.is_setting and not self.is_foreign(request)
         return FlowUnreachable(message, may_have_arrived=may_have_arrived, is_permanent=is_permanent)
+
+
+def find_ca_bundle(conn_id: str, configured: str | None) -> str | bool:
+    """Return the CA bundle of the connection, else of the environment, else True for the default one.
+
+    :param configured: the path in the connection's extra.
+    :raises FlowInputError: the bundle does not exist, or is a file without certificates.
+    """
+    candidates = [
+        (f"ca_bundle in the extra of connection {conn_id!r}", configured),
+        *((name, os.environ.get(name)) for name in CA_BUNDLE_VARIABLES),
+    ]
+    where, bundle = next(((where, bundle) for where, bundle in candidates if bundle), ("", None))
+    problem = None if bundle is None else _find_bundle_problem(Path(bundle))
+    if problem is not None:
+        message = f"{where} must be the path of a file with certificates; {bundle} {problem}"
+        raise FlowInputError(message)
+    return bundle or True
+
+
+def _find_bundle_problem(path: Path) -> str | None:
+    """Return why a CA bundle is unusable, as far as that is cheap to know: TLS would only fail to connect."""
+    try:
+        if path.is_dir():
+            return None
+        return None if _has_certificates(path, path.stat().st_mtime_ns) else "has none in PEM format"
+    except FileNotFoundError:
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be read ({type(error).__name__})"
+
+
+@lru_cache(maxsize=32)
+def _has_certificates(path: Path, modified_at: int) -> bool:  # noqa: ARG001  # part of the cache's key
+    return any(PEM_CERTIFICATE.search(line) for line in path.read_bytes().splitlines())

@@ -19,6 +19,18 @@ OUTPUT_ARGUMENTS = frozenset({"output_path", "output_conn_id", "output_name", "r
 NAME_ARGUMENTS = OUTPUT_ARGUMENTS | {"flow", "flows_conn_id", "input_conn_id", "flow_run_id"}
 # all templated arguments except `additional`, which is metadata and may be any text
 CHECKED_ARGUMENTS = NAME_ARGUMENTS | {"inputs", "parameters"}
+BOOLEAN_ARGUMENTS = (
+    "abort_on_kill",
+    "deferrable",
+    "delete_after_fetch",
+    "durable",
+    "fetch_partial_outputs",
+    "never_fail",
+    "silent_fail",
+    "soft_fail",
+    "validate",
+    "wait_for_completion",
+)
 FUNCTION_ARGUMENTS = frozenset({"op_args", "op_kwargs"})  # of the function of @task.flow
 
 
@@ -112,17 +124,19 @@ class TemplateCheckMixin:
         self._template_problems = {**self._template_problems, **problems}
         return rendered
 
-    def reject_tasks(self) -> None:
-        """Check the arguments of the task when the DAG is parsed: none is a task in place of its result.
+    def check_arguments(self) -> None:
+        """Check the arguments of the task when the DAG is parsed: Booleans, and the results of other tasks.
 
-        :raises FlowInputError: one is, so that it would fail after the other task has been paid for.
+        :raises FlowInputError: a Boolean argument is none; or an argument is a task in place of its result,
+            or a result that the task does not push, and would fail after the other task has been paid for.
         """
         from airflow_provider_flows.core.exceptions import FlowInputError
-        from airflow_provider_flows.core.template_problems import find_misplaced_tasks
+        from airflow_provider_flows.core.template_problems import find_misplaced_tasks, require_booleans
 
+        require_booleans({name: vars(self)[name] for name in BOOLEAN_ARGUMENTS if name in vars(self)})
         problems = [
             problem
-            for name in sorted(CHECKED_ARGUMENTS | {"additional"})
+            for name in sorted(CHECKED_ARGUMENTS | {"additional", "items"})
             for problem in find_misplaced_tasks(name, getattr(self, name, None))
         ]
         if problems:

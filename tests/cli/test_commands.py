@@ -193,7 +193,7 @@ def test_run_prints_in_every_format(emulator: Emulator, flows: FlowsCommand, for
 
 
 def test_inputs_in_every_form(emulator: Emulator, flows: FlowsCommand, tmp_path: Path) -> None:
-    """A prompt, @PATH, a URI and a JSON object are sent in order; other JSON is a prompt."""
+    """A prompt, @PATH, a URI and a JSON object are sent in order; JSON that is no input is a prompt."""
     emulator.run_seconds = 0
     (tmp_path / "a b.png").write_bytes(PNG)
     (tmp_path / "b.png").write_bytes(PNG)

@@ -36,7 +36,10 @@ MISTAKES = {
     ),
     "wrong parameter": (f"{RUN} -i chair -p seed=x", ["--param seed"]),
     "wrong file": (f"{RUN} -i chair -i @picture.png", ["--input #2"]),
-    "missing file": (f"{RUN} -i @absent.png", ["--input #1"]),
+    "missing file": (f"{RUN} -i @absent.png", ["--input #1", "Check its name; a relative path starts at"]),
+    "no file name": (f"{RUN} -i @", ["--input @ has no file name after the @"]),
+    "list": (f"""{RUN} -i '["A"]'""", ["is a JSON list; each input is an --input", "write --input"]),
+    "broken list": (f"""{RUN} -i '["A"'""", ["starts like a JSON list", "is not valid JSON"]),
     "path": (f"{RUN} -i /data/chair.png", ["-i"]),
     "reuse without a path": (f"{RUN} -i chair --reuse 30", ["--reuse needs --output-path or --reuse-path"]),
     "both keys": (RUN + """ -i '{"data": "a", "uri": "file:///a"}'""", ["--input #1"]),
@@ -90,6 +93,7 @@ def test_messages_name_options(
     for name in named:
         assert name in message
     assert not PYTHON_TEXT.findall(message)
+    assert not re.search(r"\b(?:worker|task)s?\b", message)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_all_problems_of_a_chain_are_in_one_error(emulator: Emulator, tmp_path: 
     )
     checked, unchecked = get_messages("findings_chain", given, {**given, "validate": False})
 
-    for part in (*known, "variable 'color' is missing (did you mean 'colour'?)"):
+    for part in (*known, "variable 'colour' is not known (did you mean 'color'?)"):
         assert checked.count(part) == 1
     for part in known:
         assert unchecked.count(part) == 1

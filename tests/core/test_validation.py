@@ -381,7 +381,7 @@ def test_all_problems_are_reported_at_once() -> None:
     for part in (
         "'qualty' is not known (did you mean 'quality'?)",
         "parameters['seed'] must be of type integer, not 'x'",
-        "parameter 'mode' is missing (did you mean 'mod'?)",
+        "parameter 'mod' is not known (did you mean 'mode'?)",
         "The flow takes text/plain, and the parameters quality ('low' or 'high'), ",
         "seed (integer, 0 or more and 9 or less), ",
         "No flow run was created",
@@ -436,11 +436,32 @@ def test_mapping_is_rejected_for_a_flow_with_files() -> None:
     assert not validate(replace(IMAGES, inputs=()), {"color": "red"})
 
 
+MISSPELT: dict[str, tuple[dict[str, str], list[str]]] = {
+    "one name": ({"colour": "red", "item": "ball"}, ["'colour' is not known (did you mean 'color'?)"]),
+    "both names": (
+        {"colour": "red", "itm": "ball"},
+        ["'colour' is not known (did you mean 'color'?)", "'itm' is not known (did you mean 'item'?)"],
+    ),
+    "another name": ({"xyz": "red", "item": "ball"}, ["'xyz' is not known", "'color' is missing"]),
+    "both spellings": ({"colour": "a", "color": "b"}, ["'item' is missing", "'colour' is not known"]),
+}
+
+
+@pytest.mark.parametrize("case", MISSPELT)
+def test_misspelt_name_is_reported_once(case: str) -> None:
+    """The right name is suggested for the wrong one, and not reported as missing as well."""
+    inputs, problems = MISSPELT[case]
+    message = validate(CHAIN, inputs)
+    assert [problem for problem in problems if problem not in message] == []
+    assert message.count(" is missing") == sum("is missing" in problem for problem in problems)
+    assert message.count(" is not known") == sum("is not known" in problem for problem in problems)
+
+
 def test_variables_are_checked_all_at_once() -> None:
     """Missing and unknown variables, values that no text can stand for, and parameters, in one error."""
     data = validate(CHAIN, {"Color": "red", "xyz": None}, {"quality": "low"})
     for part in (
-        "variable 'color' is missing (did you mean 'Color'?)",
+        "variable 'Color' is not known (did you mean 'color'?)",
         "variable 'item' is missing",
         "variable 'xyz' is not known",
         "inputs['xyz'] must be text, a number or a Boolean, not NoneType",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
-from airflow_provider_flows.core.exceptions import FlowInputError
+from airflow_provider_flows.core.exceptions import FlowError, FlowInputError
 from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.single_flight import SingleFlightCache
 from airflow_provider_flows.emulator import Emulator, Fault
@@ -19,9 +21,11 @@ from airflow_provider_flows.emulator.graph import sample_graphs
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.hooks.preflight import DEFINITION_TTL_SECONDS, MAX_DEFINITION_ATTEMPTS, Preflight
 from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.storage.graph_files import load_graph
 from tests.support.airflow_run import DagResult, capture_log, run_dag
 from tests.support.modes import FAST_POLLING, FLOW, package_log_lines
 from tests.support.scripted_transport import request_lines
+from tests.support.task_instances import Store, context
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS, run_with_retries
 from tests.support.versions import needs
 
@@ -124,13 +128,64 @@ def test_variables_are_validated_before_the_run(emulator: Emulator) -> None:
 
     assert type(error) is FlowInputError
     for part in (
-        "'color' is missing (did you mean 'colour'?)",
         "'item' is missing",
-        "'colour' is not known",
+        "'colour' is not known (did you mean 'color'?)",
         "'quality' is not known",
     ):
         assert part in str(error)
     assert (list_definition_requests(emulator), emulator.started_count) == ([INFO], 0)
+
+
+OTHER_SERVICE: dict[str, tuple[dict[str, Any], str]] = {
+    "a prompt for a chain": (
+        {**CHAIR_ARGUMENTS, "flows_conn_id": "promptchainer_default"},
+        "Connection 'promptchainer_default' (flows_conn_id) has type 'promptchainer', which selects promptc",
+    ),
+    "an unknown flow": (
+        {**CHAIN_ARGUMENTS, "flows_conn_id": "generio_default", "inputs": "A chair"},
+        "Connection 'generio_default' (flows_conn_id) has type 'generio', which selects generio; a flow of",
+    ),
+}
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("case", OTHER_SERVICE)
+def test_flow_of_another_service_names_the_connection(
+    emulator: Emulator, case: str, *, validate: bool
+) -> None:
+    """Inputs in the form of another service, or its flow, are an error that names what selected this one."""
+    arguments, message = OTHER_SERVICE[case]
+    if not validate and case == "an unknown flow":
+        message = "of another account or service (flows_conn_id)"
+    operator = RunFlowOperator(task_id="t", **{**arguments, **FAST_POLLING, "validate": validate})
+    with pytest.raises(FlowError) as caught:
+        operator.execute(context(Store()))
+    assert message in str(caught.value)
+    assert emulator.started_count == 0
+
+
+@pytest.mark.parametrize(("flow", "works"), [("no-such-flow", False), (CHAIN_ARGUMENTS["flow"], True)])
+@pytest.mark.usefixtures("emulator")
+def test_wrong_test_flow_is_named_as_in_the_form(
+    monkeypatch: pytest.MonkeyPatch, flow: str, *, works: bool
+) -> None:
+    """The Test button's message about a wrong test flow names that field, and no argument of a DAG."""
+    connection = json.loads(os.environ["AIRFLOW_CONN_PROMPTCHAINER_DEFAULT"])
+    monkeypatch.setenv("AIRFLOW_CONN_TESTED", json.dumps({**connection, "extra": {"test_flow": flow}}))
+    is_ok, message = PromptChainerHook("tested").test_connection()
+    assert is_ok == works
+    if not works:
+        assert "PromptChainer has no flow 'no-such-flow' for this API key" in message
+        assert "Set the field Test flow to the id of one of your flows" in message
+        assert not re.search("flow_run_id|flows_conn_id", message)
+
+
+def test_missing_folder_of_graphs_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder that does not exist is a warning with its name; a file that does not exist is none."""
+    assert load_graph(str(tmp_path), "f", "flows_default") is None
+    assert caplog.records == []
+    assert load_graph(str(tmp_path / "none"), "f", "flows_default") is None
+    assert f"The folder {tmp_path / 'none'} of flow graphs does not exist" in caplog.text
 
 
 def test_validation_can_be_disabled(emulator: Emulator) -> None:

@@ -54,7 +54,7 @@ NAMES: dict[str, list[str]] = {
         "x" * MAX_FILE_NAME_LENGTH + "-2",
         "x" * MAX_FILE_NAME_LENGTH + "-3",
     ],
-    "Stuhl ü {": ["Stuhl", "Stuhl-2", "Stuhl-3"],
+    "Stuhl ü (": ["Stuhl", "Stuhl-2", "Stuhl-3"],
 }
 
 
@@ -105,6 +105,12 @@ INVALID = {
     "a/{name}": "names a folder",
     "../{name}": "names a folder",
     "a\\b": "names a folder",
+    "{name": "has a '{' that is not closed. Write a field as in",
+    "name}": "has a '}' that has no opening brace",
+    "{{name": "has a '{' that is not closed",
+    "{name}-{": "has a '{' that is not closed",
+    "}{": "has a '}' that has no opening brace",
+    "{% if x %}{name{% endif %}": "has a '{' that is not closed",
 }
 
 

@@ -18,6 +18,7 @@ from airflow.sdk import ObjectStoragePath
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.storage.file_source import unreadable_error
 from tests.storage.test_outputs import small_disk
 from tests.support.bucket import BUCKET, BUCKET_CONN_ID, ObjectServer, RestrictedStore, connection_json
 from tests.support.object_stores import attach_store
@@ -192,6 +193,26 @@ def test_objects_can_be_read_by_the_returned_uri(bucket: ObjectServer, name: str
     (key,) = bucket.objects()
     assert key.startswith(f"{name}/")
     assert key.endswith(path.name)
+
+
+def test_store_without_a_connection_names_the_missing_one(
+    emulator: Emulator, bucket: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that rejects the credentials of the machine, or that has none, asks for a connection."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{bucket.port}")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    operator = RunFlowOperator(
+        task_id="t",
+        **{**CHAIR_ARGUMENTS, "output_path": "s3://shop/x"},
+    )
+    with pytest.raises(FlowInputError) as caught:
+        operator.execute(context(Store()))
+    assert "Set output_conn_id to the Airflow connection of the store" in str(caught.value)
+    assert "Errno" not in str(caught.value)
+    assert emulator.runs == {}
+    error = unreadable_error("inputs[0]", "s3://shop/chair.png", PermissionError("Forbidden"))
+    assert "Forbidden. No connection is named" in str(error)
+    assert "Set input_conn_id to the Airflow connection of the store" in str(error)
 
 
 def test_missing_bucket_is_an_error_before_a_run_is_created(emulator: Emulator, bucket: ObjectServer) -> None:

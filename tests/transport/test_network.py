@@ -290,7 +290,7 @@ class TestMessages:
         """A gateway's page in HTML is called that; the API key is not blamed."""
         with StubServer(lambda _: StubResponse(status, body=page)) as stub:
             response = driver(settings_for(stub.url), single_request(GET))
-        with pytest.raises(FlowServiceError, match="a gateway or a proxy has answered") as caught:
+        with pytest.raises(FlowServiceError, match="a gateway or a proxy has answered, or") as caught:
             raise_for_status(GET, response)
         assert type(caught.value) is FlowServiceError
         assert caught.value.status == status

@@ -172,6 +172,22 @@ class TestProxies:
             monkeypatch.setenv("HTTP_PROXY", url)
             assert not catch_unreachable(driver, settings_for(stub.url), POST).may_have_arrived
 
+    @pytest.mark.parametrize(
+        "value",
+        ["::::", "http://", "http://proxy:port", "http://[", "http://user:s3cret@:80", "http://h:99999"],
+    )
+    def test_invalid_proxy_is_named(
+        self, driver: Driver, monkeypatch: pytest.MonkeyPatch, value: str
+    ) -> None:
+        """An address of a proxy that no client can parse is what the message blames, not the host."""
+        with StubServer() as stub:
+            monkeypatch.setenv("HTTP_PROXY", value)
+            error = catch_unreachable(driver, settings_for(stub.url), POST)
+        assert not error.may_have_arrived
+        assert "is not the address of a proxy. Check the proxy settings of this machine" in str(error)
+        assert "s3cret" not in str(error)
+        assert "connection's host" not in str(error)
+
     def test_request_through_a_rejected_tunnel_never_arrived(
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:

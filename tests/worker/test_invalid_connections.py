@@ -46,6 +46,10 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         "is in the environment variable AIRFLOW_CONN_UNREADABLE, but Airflow cannot",
     ),
     "wrong_type": ({"conn_type": "fs"}, "has type 'fs', which is not a flow service. Set flows_conn_id to"),
+    "no_type": (
+        "generio//:emulator@127.0.0.1:18084",
+        "has no type. Correct it in the environment variable AIRFLOW_CONN_NO_TYPE: generio://:TOKEN@ as",
+    ),
     "unknown_type": ({"conn_type": "genrio"}, "has type 'genrio', which is not a flow service"),
     # Airflow 3.1 cannot read it
     "extra_list": (
@@ -59,6 +63,8 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "bad_password": ({**KEY, "password": "two words"}, "put the API key into its password field"),
     "bad_scheme": ({**KEY, "host": "htp://files.example"}, "its scheme is 'htp'"),
     "bad_port": ({**KEY, "host": "localhost:80840"}, "its port is 80840, which is not in 1 to 65535"),
+    "port_of_letters": ({**KEY, "host": "http://127.0.0.1:abc"}, "its port 'abc' is not a number"),
+    "bare_ipv6": ({**KEY, "host": "http://fe80::abc"}, "an IPv6 address must be in brackets"),
     "bad_host": ({**KEY, "host": "http://"}, "must be a host name, or an http(s) URL such as"),
     "missing_bundle": ({**KEY, "extra": {"ca_bundle": "/no/such.pem"}}, "/no/such.pem does not exist"),
     "empty_bundle": ({**KEY, "extra": {"ca_bundle": "/dev/null"}}, "/dev/null has none in PEM format"),

@@ -6,7 +6,10 @@ Each test runs a DAG, because Airflow renders the templates.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, BaseOperator
 
+from airflow_provider_flows.batch.trigger import FlowBatchTrigger
 from airflow_provider_flows.core.exceptions import FlowInputError, FlowNotFound
 from airflow_provider_flows.decorators import task
 from airflow_provider_flows.emulator import Emulator
@@ -21,9 +25,11 @@ from airflow_provider_flows.operators import (
     AbortFlowRunOperator,
     DeleteFlowRunOperator,
     FetchFlowRunOperator,
+    RunFlowBatchOperator,
     RunFlowOperator,
 )
 from airflow_provider_flows.sensors import FlowRunSensor
+from airflow_provider_flows.triggers import FlowRunTrigger
 from airflow_provider_flows.worker.template_check import NAME_ARGUMENTS
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.modes import FAST_POLLING, FLOW
@@ -466,10 +472,15 @@ MISPLACED_TASKS: dict[str, tuple[type[BaseOperator], str, Callable[[Any], Any], 
         RunFlowOperator,
         "parameters",
         lambda task: {"seed": task},
-        "parameters['seed'] is the task 'first' itself; write .output[...] after it",
+        "parameters['seed'] is the task 'first' itself; to pass a value of the task's result, write \"{{ ti.",
     ),
     "metadata": (RunFlowOperator, "additional", lambda task: {"n": [task]}, "additional['n'][0] is the task"),
-    "the flow": (RunFlowOperator, "flow", lambda task: task, 'write .output["flow"] after it'),
+    "the flow": (
+        RunFlowOperator,
+        "flow",
+        lambda task: task,
+        "result, write \"{{ ti.xcom_pull('first')['flow'] }}\"",
+    ),
     "the folder": (
         RunFlowOperator,
         "output_path",
@@ -487,7 +498,7 @@ MISPLACED_TASKS: dict[str, tuple[type[BaseOperator], str, Callable[[Any], Any], 
             operator,
             "flow_run_id",
             lambda task: task,
-            "flow_run_id is the task 'first' itself; write .output[\"flow_run_id\"] after it",
+            'to pass a value of the task\'s result, write first.output["flow_run_id"]',
         )
         for operator in (FlowRunSensor, FetchFlowRunOperator, AbortFlowRunOperator, DeleteFlowRunOperator)
     },
@@ -507,14 +518,17 @@ def test_task_in_place_of_its_result_is_rejected_at_parse_time(case: str) -> Non
 
 
 WRONG_RESULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "the flow": ({"flow": RUN_RESULT}, 'flow is all that a task returned; write first.output["flow"]'),
+    "the flow": (
+        {"flow": RUN_RESULT},
+        "flow is all that a task returned; write \"{{ ti.xcom_pull('first')['flow'] }}\"",
+    ),
     "a number as the flow": ({"flow": 5}, "flow must be the name or id of a flow, not int"),
     "a function": ({"inputs": prompt}, "inputs[0] is the decorated function 'prompt' itself; call it"),
     "the folder": ({"output_path": RUN_RESULT}, "output_path must be an absolute path or a URI, not dict"),
     "a number as the folder": ({"output_path": 5}, "output_path must be an absolute path or a URI, not int"),
     "a variable": (
         {**CHAIN_ARGUMENTS, "inputs": {"color": RUN_RESULT, "item": "ball"}},
-        'is all that a task returned; pass one text of it, such as first.output["outputs"][0]["value"]',
+        "is all that a task returned; pass one text of it, such as \"{{ ti.xcom_pull('first')['outputs'][0]",
     ),
 }
 
@@ -532,3 +546,106 @@ def test_wrong_part_of_a_result_is_rejected_before_a_run_is_created(emulator: Em
     assert message in str(caught.value)
     assert "'flow_run_id':" not in str(caught.value)
     assert emulator.runs == {}
+
+
+class SubclassOperator(RunFlowOperator):
+    """An operator of a user, which may push XComs of its own."""
+
+
+@task.flow(flow="f")
+def decorated() -> str:
+    """Return a prompt; such a function may push XComs of its own."""
+    return "A chair"
+
+
+SOURCES: dict[str, Callable[[], Any]] = {
+    "operator": lambda: RunFlowOperator(task_id="first", flow="f").output,
+    "mapped operator": lambda: (
+        RunFlowOperator.partial(task_id="first", flow="f").expand(inputs=["a", "b"]).output
+    ),
+    "sensor": lambda: FlowRunSensor(task_id="first", flow_run_id="0" * 24).output,
+    "fetch": lambda: FetchFlowRunOperator(task_id="first", flow_run_id="0" * 24).output,
+    "abort": lambda: AbortFlowRunOperator(task_id="first", flow_run_id="0" * 24).output,
+    "batch": lambda: RunFlowBatchOperator(task_id="first", flow="f", items=[], output_path="/x").output,
+    "subclass": lambda: SubclassOperator(task_id="first", flow="f").output,
+    "decorator": decorated,
+    "all keys": lambda: RunFlowOperator(task_id="first", flow="f", multiple_outputs=True).output,
+    "another operator": lambda: EmptyOperator(task_id="first").output,
+}
+# each source, and of some keys those that it does not push
+MISSING_KEYS = {
+    **{one: {"output", "state"} for one in ("operator", "mapped operator", "sensor", "fetch")},
+    "abort": {"output", "outputs", "state"},
+    "batch": {"output", "outputs", "state", "flow_run_id"},
+    "subclass": {"output"},
+    "decorator": {"output"},
+    "all keys": set(),
+    "another operator": set(),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_result_that_no_task_pushes_is_rejected_at_parse_time(source: str) -> None:
+    """A key of `.output` that a task does not push is an error before that task is paid for."""
+    rejected = {}
+    for key in ("outputs", "flow_run_id", "return_value", "output", "state"):
+        for arguments in ({"inputs": "x"}, {"inputs": ["x"]}, {"parameters": {"seed": "x"}}):
+            with DAG("xcoms", schedule=None):
+                xcom = SOURCES[source]()[key]
+                ((name, form),) = arguments.items()
+                value = xcom if form == "x" else [xcom] if isinstance(form, list) else {"seed": xcom}
+                try:
+                    RunFlowOperator(task_id="run", flow="f", **{name: value})
+                except FlowInputError as error:
+                    rejected[key] = str(error)
+    assert rejected.keys() == MISSING_KEYS[source]
+    assert all(f".output[{key!r}] of the task" in message for key, message in rejected.items())
+
+
+def find_boolean_arguments() -> Iterator[tuple[Callable[..., Any], str]]:
+    """Yield each Boolean argument of each class and decorator, with a function that creates one of it."""
+    required: dict[Any, dict[str, Any]] = {
+        RunFlowOperator: {"task_id": "t", "flow": "f"},
+        RunFlowBatchOperator: {"task_id": "t", "flow": "f", "items": [], "output_path": "/x"},
+        **{
+            operator: {"task_id": "t", "flow_run_id": "0" * 24}
+            for operator in (FlowRunSensor, FetchFlowRunOperator, AbortFlowRunOperator, DeleteFlowRunOperator)
+        },
+        FlowRunTrigger: {"flows_conn_id": "c", "flow_run_id": "0" * 24},
+        FlowBatchTrigger: {"flows_conn_id": "c", "flow_run_ids": []},
+    }
+    for kind, arguments in required.items():
+        for name, one in inspect.signature(kind.__init__).parameters.items():
+            if isinstance(one.default, bool) and name not in {"is_stored", "exponential_backoff"}:
+                yield partial(kind, **arguments), name
+    for name in ("deferrable", "render_returned", "durable"):
+        yield lambda **more: task.flow(flow="f", **more)(prompt.function)(), name
+    for name in ("soft_fail", "never_fail"):  # Airflow's, which the sensor reads
+        yield partial(FlowRunSensor, **required[FlowRunSensor]), name
+
+
+BOOLEAN_ARGUMENTS = list(find_boolean_arguments())
+
+
+@pytest.mark.parametrize("value", ["yes", "False", 1, None])
+@pytest.mark.parametrize(("create", "name"), BOOLEAN_ARGUMENTS)
+def test_boolean_arguments_take_only_booleans(create: Callable[..., Any], name: str, value: object) -> None:
+    """A text or a number is an error when the DAG is parsed: "no" would count as True."""
+    with DAG("booleans", schedule=None), pytest.raises(FlowInputError) as caught:
+        create(**{name: value})
+    assert re.match(rf"{name} must be True(,| or) False", str(caught.value))
+    assert repr(value) in str(caught.value)
+
+
+def test_all_classes_have_boolean_arguments() -> None:
+    """The table above finds the arguments."""
+    names = {name for _, name in BOOLEAN_ARGUMENTS}
+    assert names >= {
+        "deferrable",
+        "validate",
+        "abort_active",
+        "silent_fail",
+        "wait_for_completion",
+        "durable",
+    }
+    assert len(BOOLEAN_ARGUMENTS) > 20

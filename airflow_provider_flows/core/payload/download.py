@@ -261,12 +261,13 @@ def _explain_url_error(error: FlowServiceError) -> str:
     return str(error).partition(" Check the connection")[0].partition("; check the host")[0].rstrip(".")
 
 
-def download_file(path: str, sink: DownloadSink) -> Conversation[str]:
+def download_file(path: str, sink: DownloadSink, argument: str = "") -> Conversation[str]:
     """Download a file into the target of a sink, and return its media type.
 
+    :param argument: the argument that the path has the value of, for messages.
     :raises FlowServiceError: the response is not a success, or does not hold a complete file.
     """
-    request = Request("GET", path, sink=sink)
+    request = Request("GET", path, sink=sink, argument=argument)
     response = yield from send(request)
     raise_for_status(request, response)
     return response.redact(_get_media_type(sink))

@@ -121,7 +121,8 @@ class ProgressLogger:
         if count & (count - 1) == 0 and not is_logged:
             name = self._name(FlowRun(poll_state.flow_run_id, "", self._flow))
             line = f"The {name.strip()} could not be polled ({count} in a row)"
-            reason = error.summary if error is not None and is_permanent else error
+            # the whole message was logged before, or ends the wait
+            reason = error.summary if error is not None and (is_permanent or count > 1) else error
             self._log(logging.WARNING, f"{line}; polling continues: {reason}")
 
     def _log_state(self, run: FlowRun) -> None:

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 MAX_INLINE_ROWS = 1_000  # more rows are sorted in a thread
 WRONG_STATE_STATUSES = frozenset({400, 409, 422, 425})  # may mean "not in this state" (vendor_notes.md, 1.8)
 
+ASSET_ARGUMENTS = "flow_run_id, asset_id"  # of the path of an input or an output, for messages
+
 
 class Generio(Service):
     """The Generio Flows API."""
@@ -109,6 +111,7 @@ class Generio(Service):
             json=body,
             resend=Resend.IF_NEVER_ARRIVED,
             purpose=_get_purpose(body["inputs"]),
+            argument="flow",
             max_bytes=MAX_RUN_BYTES,
         )
         before_start()
@@ -137,6 +140,7 @@ class Generio(Service):
             "POST",
             "/flows",
             json=_creation_body(flow, parameters, additional),
+            argument="flow",
             resend=Resend.IF_REFUSED,
             max_bytes=MAX_RUN_BYTES,
         )
@@ -145,7 +149,14 @@ class Generio(Service):
     def add_input(self, flow_run_id: str, item: FlowInput) -> Conversation[str | None]:
         """Send POST /flows/{id}/inputs, or, after 404 or 405, /flows/{id}/input with `file_data` (G-09)."""
         path, body = f"{_path(flow_run_id)}/inputs", _escape_prompt(item).to_json()
-        request = Request("POST", path, json=body, resend=Resend.IF_REFUSED, purpose=_get_purpose([body]))
+        request = Request(
+            "POST",
+            path,
+            json=body,
+            resend=Resend.IF_REFUSED,
+            purpose=_get_purpose([body]),
+            argument="flow_run_id",
+        )
         response = yield from send(request)
         if response.status in {404, 405}:
             old_body = {"file_data": body.pop("data"), **body}
@@ -156,12 +167,18 @@ class Generio(Service):
 
     def start_created_run(self, flow_run_id: str) -> Conversation[None]:
         """Send PATCH /flows/{id} with action start; no error if the run has already started (G-17)."""
-        request = Request("PATCH", _path(flow_run_id), json={"action": "start"}, resend=Resend.IF_REFUSED)
+        request = Request(
+            "PATCH",
+            _path(flow_run_id),
+            json={"action": "start"},
+            resend=Resend.IF_REFUSED,
+            argument="flow_run_id",
+        )
         yield from self._change_state(flow_run_id, request, lambda state: state is not FlowState.CREATED)
 
     def abort(self, flow_run_id: str) -> Conversation[None]:
         """Send PATCH /flows/{id} with action abort; no error if the run is already aborting or final."""
-        request = Request("PATCH", _path(flow_run_id), json={"action": "abort"})
+        request = Request("PATCH", _path(flow_run_id), json={"action": "abort"}, argument="flow_run_id")
         yield from self._change_state(
             flow_run_id, request, lambda state: state.is_final or state is FlowState.ABORTING
         )
@@ -187,12 +204,12 @@ class Generio(Service):
 
     def delete(self, flow_run_id: str) -> Conversation[None]:
         """Send DELETE /flows/{id}; possible for a run in state created and for a final one."""
-        request = Request("DELETE", _path(flow_run_id))
+        request = Request("DELETE", _path(flow_run_id), argument="flow_run_id")
         expect_success(request, (yield from send(request)))
 
     def get_run(self, flow_run_id: str) -> Conversation[FlowRun]:
         """Send GET /flows/{id} (https://docs.generio.ai, "Get flow details")."""
-        request = Request("GET", _path(flow_run_id), max_bytes=MAX_RUN_BYTES)
+        request = Request("GET", _path(flow_run_id), max_bytes=MAX_RUN_BYTES, argument="flow_run_id")
         response = yield from send(request)
         value = yield from load_json(request, response)
         return responses.parse_run(request, response, value, known_id=flow_run_id)
@@ -275,7 +292,7 @@ class Generio(Service):
         buffer = MemoryBuffer()
         sink = DownloadSink(buffer, allow_text=True)  # a prompt is returned as plain text
         media_type = yield from download_file(
-            f"{_path(flow_run_id)}/inputs/{quote_path_segment('asset_id', asset_id)}", sink
+            f"{_path(flow_run_id)}/inputs/{quote_path_segment('asset_id', asset_id)}", sink, ASSET_ARGUMENTS
         )
         return Content(bytes(buffer.data), media_type)
 
@@ -307,7 +324,7 @@ class Generio(Service):
         Plain text is accepted only if the list of outputs has a text media type.
         """
         path = f"{_path(flow_run_id)}/outputs/{quote_path_segment('asset_id', asset_id)}"
-        return (yield from download_file(path, DownloadSink(target, media_type)))
+        return (yield from download_file(path, DownloadSink(target, media_type), ASSET_ARGUMENTS))
 
     def list_definitions(self) -> Conversation[list[FlowDefinition]]:
         """Send GET /templates, all pages; paging is not documented."""
@@ -376,6 +393,7 @@ def _request_assets(
         "GET",
         f"{_path(flow_run_id)}/{kind}",
         query,
+        argument="flow_run_id",
         sink=buffer if include_data else None,
         max_bytes=MAX_IN_MEMORY_BYTES if include_data else MAX_LIST_BYTES,
     )

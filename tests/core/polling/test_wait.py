@@ -407,6 +407,30 @@ def test_progress_is_logged_at_most_once_an_interval() -> None:
     ]
 
 
+REPEATED_ERRORS = {
+    # the responses, and how often all of their error is in the log and in the error that ends the wait
+    "not found": ([json_response({"detail": "because"}, 404)] * 3, 1),
+    "invalid key": ([json_response({"detail": "because"}, 401)] * 3, 1),
+    "overloaded": ([*[json_response({"detail": "because"}, 503)] * 9, run_response("completed")], 1),
+}
+
+
+@pytest.mark.parametrize("case", REPEATED_ERRORS)
+def test_repeated_error_is_reported_in_full_once(case: str) -> None:
+    """The warnings about an error that ends the wait, or that repeats, have its first sentence only."""
+    responses, count = REPEATED_ERRORS[case]
+    scripted = ScriptedWait(*responses)
+    messages = []
+    try:
+        scripted.run()
+    except FlowServiceError as error:
+        messages.append(str(error))
+    messages += scripted.lines_of(logging.WARNING)
+    assert len(messages) > 1
+    assert sum("because" in message for message in messages) == count
+    assert all("returned HTTP " in message for message in messages)
+
+
 def test_failed_polls_and_recovery_are_logged() -> None:
     """The first failed poll of a series, each doubling of their number, and the recovery are logged."""
     scripted = ScriptedWait(

@@ -155,7 +155,6 @@ def test_variables_have_types(services: OtherServices) -> None:
         hook.start(MODEL, {"promt": "a", "scale": 9, "tags": "wood", "fast": 3})
     for part in (
         "variable 'promt' is not known (did you mean 'prompt'?)",
-        "variable 'prompt' is missing (did you mean 'promt'?)",
         "inputs['scale'] must be 1 or more and 8 or less, not 9",
         "inputs['tags'] must be of type array, not 'wood'",
         "inputs['fast'] must be of type boolean, not 3",
