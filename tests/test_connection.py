@@ -22,6 +22,7 @@ from airflow_provider_flows.connection import (
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.hooks import GenerioHook, PromptChainerHook
 from airflow_provider_flows.provider_info import get_provider_info
+from airflow_provider_flows.transport.settings import CA_BUNDLE_VARIABLES
 
 DEFAULT = "https://flows.generio.ai"
 
