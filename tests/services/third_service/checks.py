@@ -200,10 +200,7 @@ def test_arguments_are_validated_before_the_start(brewery: Brewhouse) -> None:
     """Arguments that do not match the recipe or the service are rejected, and no run is created."""
     error = run_failing_task(flow="stout", inputs="Saaz", parameters={"strenght": 12}).errors["brew"]
     assert isinstance(error, FlowInputError)
-    assert (
-        "parameter 'strenght' is not known (did you mean 'strength'?); parameter 'strength' is missing"
-        in str(error)
-    )
+    assert "parameter 'strenght' is not known (did you mean 'strength'?)" in str(error)
     error = run_failing_task(flow="stuot", inputs="Saaz").errors["brew"]
     assert "brewery has no flow 'stuot' (did you mean 'stout'" in str(error)
     error = run_failing_task(flow="sour", inputs={"hop": "Saaz"}).errors["brew"]
