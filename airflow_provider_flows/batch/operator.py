@@ -37,6 +37,7 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
     The task returns one small dict, whatever the number of items: `total, completed, failed, aborted, reused,
     manifest, failed_items, duration, flow, service`. `manifest` is the URI of a JSONL file with one line for
     each item, and `failed_items` that of the items that failed, which can be the `items` of another batch.
+    These two are XComs of their own as well, also if the batch fails: `chairs.output["failed_items"]`.
 
     Each item is run exactly once, also if a worker or a triggerer is killed. A retry of the task resumes the
     active flow runs, fetches what is missing, starts what was never started, and runs again only what failed.
@@ -93,7 +94,7 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"items": "json", "parameters": "json"}
     ui_color = "#e4def5"
-    xcom_keys: ClassVar[frozenset[str]] = frozenset()  # only what it returns is in XCom
+    xcom_keys = frozenset({"manifest", "failed_items"})  # of what the task returns
 
     batch_result: dict[str, Any] | None = None
     """What the task returns, as soon as all items have ended, also if the task then fails."""
@@ -233,6 +234,8 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         if program.awaits_account:
             self._defer_start(ends_at)
         self.batch_result = result = batch_try.get_result(program)
+        for key in sorted(self.xcom_keys):  # also for tasks that run after a batch that has failed
+            batch_try.context["ti"].xcom_push(key, result[key])
         batch_try.finish(program, result)
         return result
 

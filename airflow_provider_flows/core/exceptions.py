@@ -106,8 +106,8 @@ class FlowServiceError(FlowError):
 
     @property
     def summary(self) -> str:
-        """The HTTP status and the connection, if the request was rejected; otherwise the message."""
-        if self.status is None or not 400 <= self.status < 500:
+        """The HTTP status and the connection, if there was a response; otherwise the message."""
+        if self.status is None:
             return str(self)
         connection = "" if self.connection is None else f" (connection {self.connection})"
         return f"HTTP {self.status}{connection}"

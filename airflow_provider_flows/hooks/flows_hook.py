@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows import connection as conn
@@ -191,7 +191,11 @@ class FlowsHook(BaseFlowsHook):
     @property
     def preflight(self) -> Preflight:
         """The validation of this hook's requests against the definitions of its service's flows."""
-        return Preflight(self, self.get_graph)
+        return Preflight(self, self.get_graph, next_requests=self._next_definition_requests)
+
+    @cached_property
+    def _next_definition_requests(self) -> dict[Hashable, float]:
+        return {}  # shared by the copies for other threads
 
     def resume(
         self,

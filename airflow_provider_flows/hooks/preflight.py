@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from math import inf
 from typing import TYPE_CHECKING
 
 from airflow_provider_flows.base_hook import warn_once
@@ -53,9 +54,9 @@ NOT_VALIDATED = (
     "The definition of flow %s is not available, so its inputs and parameters are not validated: %s"
 )
 
-# An error is cached as well, because a batch would otherwise request the definition for each of its items.
-Definitions = list[FlowDefinition] | FlowServiceError
-DEFINITION_CACHE: SingleFlightCache[Definitions] = SingleFlightCache(max_load_seconds=DEFINITION_TTL_SECONDS)
+DEFINITION_CACHE: SingleFlightCache[list[FlowDefinition]] = SingleFlightCache(
+    max_load_seconds=DEFINITION_TTL_SECONDS
+)
 
 
 class _KnownError(Exception):
@@ -88,16 +89,22 @@ class Preflight:
     :param load_graph: returns the exported graph of a flow, or None; used if the service returns no
         definition.
     :param cache: the cache of the definitions of all services and connections.
+    :param clock: returns monotonic seconds.
+    :param next_requests: when to request a definition again that the service did not return, by its key in
+        the cache. Without it, a batch would request the definition for each of its items.
     """
 
     def __init__(
         self,
         hook: BaseFlowsHook,
         load_graph: Callable[[str], FlowGraph | None],
-        cache: SingleFlightCache[Definitions] = DEFINITION_CACHE,
+        cache: SingleFlightCache[list[FlowDefinition]] = DEFINITION_CACHE,
+        clock: Callable[[], float] = time.monotonic,
+        next_requests: dict[Hashable, float] | None = None,
     ) -> None:
         self._hook = hook
-        self._cache = cache
+        self._cache, self._clock = cache, clock
+        self._next_requests = {} if next_requests is None else next_requests
         self._service = hook.service
         self._load_graph = load_graph
 
@@ -209,16 +216,17 @@ class Preflight:
             key, load = self._get_cache_key(flow), lambda: [self.load_definition(flow, self._run)]
         else:
             return [], True
+        if self._clock() < self._next_requests.get(key, -inf):
+            raise _KnownError
         entry, is_new = self._cache.get(key, should_reload=lambda *_: reload)
         if is_new:
             with self._cache.share_errors(entry):
-                self._cache.set_value(entry, _load_or_catch(load), DEFINITION_TTL_SECONDS)
-        found = entry.future.result()
-        if not isinstance(found, FlowServiceError):
-            return found, is_new
-        if is_new:
-            raise found
-        raise _KnownError
+                self._cache.set_value(entry, load(), DEFINITION_TTL_SECONDS)
+        try:
+            return entry.future.result(), is_new
+        except FlowServiceError:
+            self._next_requests[key] = self._clock() + DEFINITION_TTL_SECONDS
+            raise
 
     def _get_cache_key(self, flow: str | None = None) -> Hashable:
         """Return a key of all that definitions depend on, as a digest because it includes the credentials."""
@@ -237,13 +245,6 @@ class Preflight:
         elif isinstance(reason, FlowUnreachable):
             reason = "the service sent no response"
         self._hook.log.log(level, NOT_VALIDATED, request.flow, reason)
-
-
-def _load_or_catch(load: Callable[[], list[FlowDefinition]]) -> Definitions:
-    try:
-        return load()
-    except FlowServiceError as error:
-        return error
 
 
 class AccountGuard:

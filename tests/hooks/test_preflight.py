@@ -313,7 +313,7 @@ def test_definitions_are_cached_for_a_minute(
 ) -> None:
     """A definition is loaded again after a minute, or for an invalid request; an error after a minute."""
     now = [0.0]
-    preflight = Preflight(hook, hook.get_graph, SingleFlightCache(lambda: now[0]))
+    preflight = Preflight(hook, hook.get_graph, SingleFlightCache(lambda: now[0]), lambda: now[0])
     if status is not None:
         emulator.add_fault(Fault(path="/templates", status=status))
     valid = hook.build_request(FLOW, "A chair", {"quality": "low"}, None)
