@@ -25,7 +25,7 @@ AIRFLOW = {"apache-airflow-core": "apache-airflow", "apache-airflow-task-sdk": "
 EXTRA_MODULES = {
     "emulator": ("emulator/",),
     "images": ("storage/file_source.py",),
-    "openlineage": ("worker/lineage.py", "worker/run_tracking.py"),
+    "openlineage": ("batch/operator.py", "worker/lineage.py", "worker/run_tracking.py"),
     "parquet": ("storage/item_files.py",),
     "pytest": ("emulator/pytest_plugin.py",),
 }

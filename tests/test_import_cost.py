@@ -99,7 +99,7 @@ def test_start_of_the_airflow_command_imports_the_parser_only() -> None:
         "from airflow_provider_flows.cli.parser import get_commands\nget_commands()\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
-    assert set(run_script(script)) == {f"{PACKAGE}.cli{name}" for name in ("", ".parser")}
+    assert set(run_script(script)) == {f"{PACKAGE}.cli{name}" for name in ("", ".parser", ".values")}
 
 
 @pytest.mark.parametrize(

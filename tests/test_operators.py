@@ -243,7 +243,7 @@ def test_promptchainer_accepts_mapping_of_variables(emulator: Emulator, *, defer
     assert lines[:2] == [
         (
             f"info: Starting flow {SAMPLE_FLOW} at promptchainer; it responds when the flow run has ended, "
-            "for which this process waits up to 300 s (read_timeout of the connection)"
+            "for which this process waits up to 300 s (read_timeout of connection 'promptchainer_default')"
         ),
         f"info: The {run} ended in state 'completed'",
     ]

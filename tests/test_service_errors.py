@@ -76,8 +76,9 @@ def test_inputs_are_replaced(place: str, spelling: str, monkeypatch: pytest.Monk
         shown = read_shown_texts(hook, PROMPT)
 
     assert find_echo(shown) is None, shown
-    assert BEFORE in shown
-    assert INPUT_MASK in shown or spelling == "after a long text"
+    if place != "a gateway's page":  # of which only a title is shown, if it is short
+        assert BEFORE in shown
+        assert INPUT_MASK in shown or spelling == "after a long text"
     assert "x" * (MAX_REASON_LENGTH + 1) not in shown
 
 

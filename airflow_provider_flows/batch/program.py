@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_flows.batch.item_run import BatchTask, ItemRunner, is_repeatable, shorten
 from airflow_provider_flows.batch.records import ItemRecord
-from airflow_provider_flows.core.account_limits import MAX_WAIT_SECONDS, MIN_WAIT_SECONDS
+from airflow_provider_flows.core.account_limits import pick_wait_seconds
 from airflow_provider_flows.core.batch import (
     BatchItem,
     BatchPolicy,
@@ -366,7 +365,7 @@ class BatchProgram:
         self._unstarted.append(item)
         self.state.has_more = True
         now = time.monotonic()
-        self._full_until = now + random.uniform(MIN_WAIT_SECONDS, MAX_WAIT_SECONDS)  # noqa: S311  # no secret
+        self._full_until = now + pick_wait_seconds()
         if now - self._full_logged_at >= FULL_LOG_SECONDS:
             self._full_logged_at = now
             log.info("No other flow run is started for now, because the account has max_active_runs active")

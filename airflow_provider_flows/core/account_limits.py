@@ -203,6 +203,11 @@ def _load_usage(service: Service, account: Hashable, limits: AccountLimits) -> C
             return future.result()  # or raise its error
 
 
+def pick_wait_seconds(jitter: Callable[[], float] = random.random) -> float:
+    """Return how long to wait before the runs are counted again: at random, so that processes differ."""
+    return MIN_WAIT_SECONDS + (MAX_WAIT_SECONDS - MIN_WAIT_SECONDS) * jitter()
+
+
 def wait_for_start(
     service: Service, account: Hashable, limits: AccountLimits, flow: str, wait: StartWait
 ) -> Conversation[Reservation]:
@@ -232,5 +237,5 @@ def wait_for_start(
             logged_at = now
             wait.log(f"Flow {flow} is not started yet, because {limit} at {service.name}; waiting")
         wait.on_wait()
-        seconds = random.uniform(MIN_WAIT_SECONDS, MAX_WAIT_SECONDS)  # noqa: S311  # no secret
+        seconds = pick_wait_seconds()
         yield Sleep(seconds if wait.deadline is None else min(seconds, max(0.0, wait.deadline - now)))

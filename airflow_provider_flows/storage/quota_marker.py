@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import pbkdf2_hmac
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,13 @@ class QuotaMarker:
             path.unlink(missing_ok=True)
 
     def _path(self) -> Path:
-        key = "\0".join(self._secrets).encode()
-        digest = pbkdf2_hmac("sha256", key, self._account.encode(), DIGEST_ITERATIONS, dklen=16)
-        return FOLDER / f"quota-{digest.hex()}.json"
+        return FOLDER / f"quota-{_digest(tuple(self._secrets), self._account)}.json"
+
+
+@lru_cache(maxsize=16)  # a batch asks before each start
+def _digest(secrets: tuple[str, ...], account: str) -> str:
+    key = "\0".join(secrets).encode()
+    return pbkdf2_hmac("sha256", key, account.encode(), DIGEST_ITERATIONS, dklen=16).hex()
 
 
 def _is_private_folder() -> bool:

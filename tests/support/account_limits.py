@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from airflow_provider_flows.batch import program
 from airflow_provider_flows.core import account_limits
 from airflow_provider_flows.emulator import Emulator
 
@@ -21,9 +20,8 @@ def set_extra(emulator: Emulator, monkeypatch: pytest.MonkeyPatch, **extra: floa
 def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count the account's runs again several times in a second."""
     monkeypatch.setattr(account_limits, "LIST_TTL_SECONDS", 0.05)
-    for module in (account_limits, program):
-        monkeypatch.setattr(module, "MIN_WAIT_SECONDS", 0.1)
-        monkeypatch.setattr(module, "MAX_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(account_limits, "MIN_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(account_limits, "MAX_WAIT_SECONDS", 0.2)
 
 
 def count_lists(emulator: Emulator) -> int:

@@ -616,7 +616,7 @@ def find_boolean_arguments() -> Iterator[tuple[Callable[..., Any], str]]:
     }
     for kind, arguments in required.items():
         for name, one in inspect.signature(kind.__init__).parameters.items():
-            if isinstance(one.default, bool) and name not in {"is_stored", "exponential_backoff"}:
+            if isinstance(one.default, bool) and name not in {"is_stored", "exponential_backoff", "reuse"}:
                 yield partial(kind, **arguments), name
     for name in ("deferrable", "render_returned", "durable"):
         yield lambda **more: task.flow(flow="f", **more)(prompt.function)(), name

@@ -51,7 +51,7 @@ PLACES: dict[str, tuple[str, str]] = {
     "a server error": ("500 Oops", '{"trace": {"locals": ["@"]}}'),
     "a conflict": ("409 No", '{"message": "@"}'),
     "a failure with status 200": ("200 OK", '{"success": false, "message": "@"}'),
-    "a gateway's page": ("502 Away", "<html><body>@</body></html>"),
+    "a gateway's page": ("502 Away", "<html><title>@</title><body>@</body></html>"),
     "broken JSON": ("200 OK", '{"error": "@", '),
     "a response without an id": ("200 OK", '{"error": "@"}'),
     "a failed run": ("200 OK", _RUN % '"error": "@", "outputs": []'),
