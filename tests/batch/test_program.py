@@ -206,6 +206,7 @@ def test_promptchainer_runs_concurrently_and_stores_texts(emulator: Emulator, tm
     assert all(line["outputs"][0]["value"] for line in lines)
 
 
+@pytest.mark.timeout(300)  # tracing the memory takes most of it
 def test_memory_of_many_items(emulator: Emulator, tmp_path: Path) -> None:
     """The items in progress are in memory, and not the others: 10,000 items take less than 30 MiB."""
     emulator.run_seconds = 0
@@ -217,7 +218,7 @@ def test_memory_of_many_items(emulator: Emulator, tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(Exception, match=r"402|quota"):
-            run_try(create_batch(tmp_path, str(path)))
+            run_try(create_batch(tmp_path, str(path), validate=False))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

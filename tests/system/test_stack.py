@@ -82,9 +82,9 @@ class StackRuns:
     existing_run: str
     """A flow run of that service from before Airflow's start."""
 
-    def wait_for_end(self, dag_id: str) -> str:
+    def wait_for_end(self, dag_id: str, max_seconds: float = MAX_WAIT_SECONDS) -> str:
         """Wait for the end of a DAG's run, and return its state."""
-        return self.airflow.wait(dag_id, self.runs[dag_id], MAX_WAIT_SECONDS)
+        return self.airflow.wait(dag_id, self.runs[dag_id], max_seconds)
 
     def return_value(self, dag_id: str) -> dict[str, Any]:
         """Return the XCom of the DAG's task."""
@@ -228,10 +228,11 @@ def test_killed_task_aborts_its_flow_run(stack: StackRuns, dag_id: str, while_it
     _wait_for(lambda: any(end in log() for end in ends))
 
 
+@pytest.mark.timeout(400)  # 42 flow runs of 8 s, and four tasks one after the other
 def test_batch_and_its_failed_items(stack: StackRuns) -> None:
     """The lesson with a batch of 40: two items fail, and they complete as the items of the next batch."""
     run_id = stack.runs[BATCH]
-    assert stack.wait_for_end(BATCH) == "success", stack.airflow.log(BATCH, run_id, "make_models")
+    assert stack.wait_for_end(BATCH, 300) == "success", stack.airflow.log(BATCH, run_id, "make_models")
     first, second = (
         stack.airflow.xcom(BATCH, run_id, task_id) for task_id in ("make_models", "make_failed_models")
     )
