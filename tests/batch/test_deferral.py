@@ -146,6 +146,10 @@ def test_airflow_does_not_retry_a_used_up_quota(
     assert {run.state for run in emulator.paid_runs} == {"completed"}
     states = sorted(read_manifest_states(tmp_path).values())
     assert states == ["completed", "completed", "skipped", "skipped"]
+    names = {"manifest": "manifest.jsonl", "failed_items": "failed.jsonl"}
+    assert {
+        key: Path(result.xcoms["t"][key]).name for key in names
+    } == names  # also of a batch that has failed
 
 
 def read_events(run_id: str) -> list[dict[str, Any]]:
