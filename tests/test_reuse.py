@@ -20,7 +20,7 @@ from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
 from airflow_provider_flows.core.exceptions import FlowInputError
-from airflow_provider_flows.emulator import Emulator
+from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.operators import RunFlowBatchOperator, RunFlowOperator
 from airflow_provider_flows.storage.reuse_index import FOLDER_NAME
 from airflow_provider_flows.triggers import FlowRunTrigger
@@ -198,11 +198,14 @@ def test_two_tasks_that_miss_at_the_same_time(
     emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Both run the flow, and the later one logs that the request was paid for twice."""
-    emulator.run_seconds = 3600
+    emulator.add_plan(Plan(run_seconds=3600))
+    emulator.add_plan(Plan(run_seconds=7200))
     with ThreadPoolExecutor(2) as executor:
         tasks = [executor.submit(run_task, tmp_path) for _ in range(2)]
         asyncio.run(wait_for_condition(lambda: len(emulator.paid_runs) == 2))
-        emulator.advance(7200)
+        emulator.advance(3601)
+        asyncio.run(wait_for_condition(lambda: any(task.done() for task in tasks)))
+        emulator.advance(3600)
         results = [task.result() for task in tasks]
     assert not any("reused" in result for result in results)
     assert caplog.text.count("Another task ran the same request at the same time") == 1
