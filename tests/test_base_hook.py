@@ -51,7 +51,7 @@ FAILURES: dict[str, tuple[StubResponse | None, str]] = {
     "TLS": (None, "it does not speak TLS there"),
     "closed port": (None, "nothing listens there"),
 }
-MAX_SECONDS = 6.0  # on a loaded machine; without a deadline these take minutes
+MAX_SECONDS = 15.0  # on a loaded machine; without a deadline these take minutes
 
 
 @pytest.mark.parametrize("kind", [FlowsHook, GenerioHook, PromptChainerHook])
@@ -234,7 +234,7 @@ def test_wait_ends_at_its_timeout_whatever_dribbles(name: str) -> None:
 @pytest.mark.parametrize("name", ["a slow body", "slow headers", "endless 103 Early Hints"])
 def test_test_button_ends_in_time_whatever_dribbles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Test button has one time limit for all its requests, and its message says that it was exceeded."""
-    monkeypatch.setattr(flows_hook, "TEST_TIMEOUT_SECONDS", 2.5)
+    monkeypatch.setattr(flows_hook, "TEST_TIMEOUT_SECONDS", 4.0)
 
     def respond_slowly(connection: socket.socket) -> None:
         """Respond to the first request late that there is no such path."""
@@ -250,7 +250,7 @@ def test_test_button_ends_in_time_whatever_dribbles(name: str, monkeypatch: pyte
         assert time.monotonic() - started_at < MAX_SECONDS
         assert len(server.bodies) == 2
     assert not is_ok
-    assert re.search(r"did not complete within the (?:[01](?:\.\d+)?|2) s that were left for it", message)
+    assert re.search(r"did not complete within the [0-3](?:\.\d+)? s that were left for it", message)
 
 
 @pytest.mark.usefixtures("no_proxy")

@@ -28,7 +28,10 @@ from tests.support.batches import (
 )
 from tests.support.task_instances import Store
 
-pytestmark = pytest.mark.emulator(run_seconds=0.2, abort="instant", retries=0)
+pytestmark = [
+    pytest.mark.emulator(run_seconds=0.2, abort="instant", retries=0),
+    pytest.mark.usefixtures("short_search"),
+]
 
 ITEMS = 4
 

@@ -25,7 +25,7 @@ from tests.support.scripted_transport import ScriptedTransport
 from tests.support.versions import serialize
 
 G, P = Generio(), PromptChainer()
-EXAMPLES = 500  # of each reader; `make fuzz` has more
+EXAMPLES = 200  # of each reader; `make fuzz` has more
 CONVERSATIONS: dict[str, Callable[[], Conversation[Any]]] = {
     "check": G.check_credentials,
     "create": lambda: G.create("t", None, None),

@@ -260,14 +260,14 @@ def test_replaced_lines_do_not_fill_the_disk(tmp_path: Path) -> None:
 
 
 def test_memory_of_many_lines(tmp_path: Path) -> None:
-    """20,000 lines of 1 KB, 20 MB, take a small part of that memory, to record, to write and to read."""
+    """10,000 lines of 2 KB, 20 MB, take a small part of that memory, to record, to write and to read."""
     manifest = BatchManifest(str(tmp_path))
     tracemalloc.start()
     try:
-        for number in range(20_000):
-            manifest.record(ManifestLine(f"chair-{number}", "completed", "r", [OUTPUT], "x" * 700), number)
+        for number in range(10_000):
+            manifest.record(ManifestLine(f"chair-{number}", "completed", "r", [OUTPUT], "x" * 1_700), number)
         manifest.write()
-        assert sum(1 for _ in read_manifest(manifest.uri)) == 20_000
+        assert sum(1 for _ in read_manifest(manifest.uri)) == 10_000
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -300,7 +300,7 @@ def test_signal_ends_the_download_and_removes_temporary_files(tmp_path: Path) ->
         assert time.monotonic() - began < 30
         over.set()  # a thread that still hangs there continues now, and must do nothing more
         for thread in set(threading.enumerate()) - before:
-            if "_serve" not in thread.name:  # the server's own thread continues
+            if "_accept" not in thread.name:  # the server's own thread continues
                 thread.join(30)
     assert list_files(tmp_path) == []
 

@@ -51,6 +51,14 @@ def emulator(
 
 
 @pytest.fixture
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a retry search its earlier run for one second, not for the 30 of a gateway in failover."""
+    from airflow_provider_flows.core import start_or_resume
+
+    monkeypatch.setattr(start_or_resume, "MISSING_RUN_RETRY_SECONDS", (0.2, 0.8))
+
+
+@pytest.fixture
 def object_storage_xcoms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Store every XCom in a file below the returned folder, and a reference to it in Airflow's database."""
     from tests.support.xcom_backends import use_object_storage_xcoms

@@ -341,6 +341,7 @@ def test_deleted_run_of_any_size_is_saved(
     assert not [key for key in store if RECORD_KEY in key]
 
 
+@pytest.mark.usefixtures("short_search")
 @pytest.mark.parametrize("is_deleted", [True, False])
 def test_saved_run_that_cannot_be_read_is_looked_up_at_its_service(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_deleted: bool

@@ -150,6 +150,7 @@ def test_run_that_is_found_by_its_stamp_is_aborted_by_a_kill(emulator: Emulator)
 
 
 @needs("task state store")
+@pytest.mark.usefixtures("short_search")
 @pytest.mark.parametrize("place", ["/flows", "*/inputs"])
 def test_created_run_with_lost_response_is_deleted(emulator: Emulator, place: str) -> None:
     """A created run whose response or input was lost is deleted by this or the next try."""
