@@ -7,8 +7,8 @@ PYTHON := $(VENV)/bin/python
 # Written last: an interrupted set-up has no stamp and is repeated.
 STAMP := $(VENV)/.complete
 PYTEST_ARGS ?=
-# Four processes for two processors, because tests wait for clocks. tests/conftest.py sets the order of the files.
-SIDE_BY_SIDE := --numprocesses 4 --dist loadfile --no-loadscope-reorder
+# Six processes for two processors, because tests wait for clocks. tests/conftest.py sets the order of the files.
+SIDE_BY_SIDE := --numprocesses 6 --dist loadfile --no-loadscope-reorder
 CHAOS_ARGS ?=
 FUZZ_ARGS ?=
 # The benchmarks compare with other providers, which do not belong into the development environment.

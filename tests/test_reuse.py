@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from airflow_provider_flows.storage.reuse_index import FOLDER_NAME
 from airflow_provider_flows.triggers import FlowRunTrigger
 from tests.support.batches import (
     CHAIN_FLOW,
+    CountingStore,
+    Death,
     create_batch,
     create_chain_batch,
     create_chain_items,
@@ -356,6 +359,24 @@ def test_batch_of_texts(emulator: Emulator, tmp_path: Path) -> None:
     assert len(emulator.requests) == sent
     values = [line["outputs"][0]["value"] for line in read_lines(tmp_path / "b" / "manifest.jsonl")]
     assert len(set(values)) == 3
+
+
+@pytest.mark.parametrize("is_written", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("dies_at", [3, 4, 5])
+def test_texts_of_a_batch_that_was_resumed(
+    emulator: Emulator, tmp_path: Path, dies_at: int, *, is_written: bool
+) -> None:
+    """An item whose response was saved before the process ended is in the index as well."""
+    arguments: dict[str, Any] = {"reuse": True, "reuse_path": str(tmp_path), "max_active_runs": 1}
+    store = CountingStore({}, dies_at, is_written=is_written)
+    with suppress(Death):
+        run_try(create_chain_batch(tmp_path / "a", create_chain_items(3), **arguments), store)
+    result = run_try(create_chain_batch(tmp_path / "a", create_chain_items(3), **arguments), Store(store), 2)
+    assert result["completed"] == 3
+    sent = len(emulator.requests)
+    result = run_try(create_chain_batch(tmp_path / "b", create_chain_items(3), **arguments))
+    assert result["reused"] == 3
+    assert len(emulator.requests) == sent
 
 
 INVALID_AGES = [

@@ -16,20 +16,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_flows.batch.results import to_failure_line
 from airflow_provider_flows.core.batch import ItemState
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowError,
-    FlowInputError,
     FlowNotFound,
     FlowServiceError,
     FlowTimeout,
 )
-from airflow_provider_flows.core.flow_run import FlowState, quote_errors
+from airflow_provider_flows.core.flow_run import FlowRun, FlowState, quote_errors
 from airflow_provider_flows.core.polling.schedule import Schedule
-from airflow_provider_flows.core.redaction import redact_text
 from airflow_provider_flows.core.reuse import STAMP_FIELD
-from airflow_provider_flows.core.safe_text import to_line
 from airflow_provider_flows.core.start_or_resume import (
     NOT_RESUMABLE_STATES,
     RunRecord,
@@ -58,7 +56,6 @@ if TYPE_CHECKING:
     from airflow_provider_flows.batch.records import BatchRecords, ItemRecord
     from airflow_provider_flows.core.account_limits import Reservation
     from airflow_provider_flows.core.batch import BatchItem
-    from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.core.http import Conversation, T
     from airflow_provider_flows.core.redaction import ErrorTexts
     from airflow_provider_flows.core.reuse import ReuseLookup
@@ -69,7 +66,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_FAILURE_LENGTH = 500  # characters of a line about a failed item
 FINGERPRINT_LENGTH = 16  # hexadecimal digits
 MAX_CONCURRENT_STARTS = 16  # of a service that creates a run before it starts it
 MAX_CONCURRENT_FETCHES = 8
@@ -209,7 +205,7 @@ class ItemRunner:
         try:
             runs = await self._hook.arun(find_stamped_runs(service, stamp), send=self._transport.send)
         except FlowError as error:
-            log.warning(LIST_FAILED, shorten(error))
+            log.warning(LIST_FAILED, to_failure_line(error))
             return
         for run in runs:
             record, key = RunRecord.from_stamp(run), get_stamp(run).get("batch_key")
@@ -409,6 +405,8 @@ class ItemRunner:
         try:
             if record.saved_run is not None:
                 sealed = seal_links(record.saved_run, self._hook.settings.secrets)
+                if (lookup := self._lookups.get(key)) is not None:
+                    sealed[STAMP_FIELD] = lookup.fingerprint
                 self._get_response_storage(key).save_in_file(record.token, sealed)
             self._records.save(key, replace(new, flow_run_id=record.flow_run_id))
         except Exception as error:  # noqa: BLE001  # a store may raise anything
@@ -421,7 +419,12 @@ class ItemRunner:
     def _load_response(self, key: str, token: str) -> dict[str, Any] | None:
         """Return the complete run that an earlier try has saved, with its signed links."""
         found = self._get_response_storage(key).find_file(token)
-        return None if found is None else open_links(found[0], self._hook.settings.secrets)
+        if found is None:
+            return None
+        saved_run = open_links(found[0], self._hook.settings.secrets)
+        run, options = FlowRun.from_record(saved_run), self._options.output_options
+        self._lookups[key] = restore_lookup(options, saved_run.get(STAMP_FIELD), run)
+        return saved_run
 
     def delete_response(self, key: str) -> None:
         """Delete the response that was saved for an item, because its outputs are stored."""
@@ -483,14 +486,3 @@ class ItemRunner:
 
     def _get_error_texts(self, item: BatchItem) -> ErrorTexts:
         return replace(self._hook.error_texts, inputs=item.inputs)
-
-
-def is_repeatable(error: Exception) -> bool:
-    """Return whether it makes sense to run an item again after an error: it is not one of the item itself."""
-    return not (isinstance(error, FlowInputError) and error.is_permanent)
-
-
-def shorten(error: Exception) -> str:
-    """Return the text of an error for one line of the log."""
-    text = str(error) if isinstance(error, FlowError) else redact_text(str(error))
-    return to_line(text)[:MAX_FAILURE_LENGTH] or type(error).__name__

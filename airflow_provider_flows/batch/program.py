@@ -17,8 +17,9 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from airflow_provider_flows.batch.item_run import BatchTask, ItemRunner, is_repeatable, shorten
+from airflow_provider_flows.batch.item_run import BatchTask, ItemRunner
 from airflow_provider_flows.batch.records import ItemRecord
+from airflow_provider_flows.batch.results import to_failure_line
 from airflow_provider_flows.core.account_limits import pick_wait_seconds
 from airflow_provider_flows.core.batch import (
     BatchItem,
@@ -29,6 +30,7 @@ from airflow_provider_flows.core.batch import (
     ItemState,
     ProblemList,
     Step,
+    is_repeatable,
 )
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
@@ -403,7 +405,7 @@ class BatchProgram:
         if isinstance(error, FlowQuotaExceeded):
             self._records.change_header(has_quota_error=True)
         if self.state.stop_reason is None:
-            log.warning("No other flow run is started, because of an error: %s", shorten(error))
+            log.warning("No other flow run is started, because of an error: %s", to_failure_line(error))
         self.state.stop(type(error).__name__)
 
     def _may_repeat(self, item: BatchItem, error: Exception) -> bool:
@@ -436,7 +438,7 @@ class BatchProgram:
         self._change(old, new)
         self._logged_failures += 1
         if self._logged_failures <= MAX_LOGGED_FAILURES:
-            log.warning("Item %s %s: %s", item.key, new, shorten(error))
+            log.warning("Item %s %s: %s", item.key, new, to_failure_line(error))
         elif self._logged_failures == MAX_LOGGED_FAILURES + 1:
             log.warning("Further failures are in %s only", self._results.failed_items_uri)
 
@@ -477,7 +479,7 @@ class BatchProgram:
             }
             completed_keys = await asyncio.to_thread(self._results.write, active)
         except Exception as error:  # noqa: BLE001  # any error of a store
-            log.warning("The manifest could not be written: %s", shorten(error))
+            log.warning("The manifest could not be written: %s", to_failure_line(error))
             return
         if not self._hook.service.supports("get_run"):
             for key in completed_keys:

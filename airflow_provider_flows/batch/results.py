@@ -10,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.batch import BatchItem, ItemProblem, ItemState
+from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.flow_run import READY, FlowOutput
 from airflow_provider_flows.core.redaction import redact_text
 from airflow_provider_flows.core.safe_text import to_line, to_safe_text
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from airflow_provider_flows.storage.output_options import OutputOptions
 
 SKIPPED = "skipped"  # the state of an item in the manifest whose run was not started when the batch ended
+MAX_FAILURE_LENGTH = 500  # characters of a line about a failed item
 MAX_ERROR_LENGTH = 2_000  # characters
 FILE_CHECKS = 8  # of stored files at the same time
 FAILED_STATES = frozenset({ItemState.FAILED, ItemState.ABORTED, ItemState.INVALID})
@@ -176,3 +178,9 @@ class BatchResults:
             return True
         line = self._manifest.get(item.key)
         return line is not None and line["state"] in FAILED_STATES
+
+
+def to_failure_line(error: Exception) -> str:
+    """Return the text of an error for one line of the log."""
+    text = str(error) if isinstance(error, FlowError) else redact_text(str(error))
+    return to_line(text)[:MAX_FAILURE_LENGTH] or type(error).__name__

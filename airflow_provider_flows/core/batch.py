@@ -361,3 +361,8 @@ def format_duration(seconds: float) -> str:
     minutes = round(seconds / SECONDS_PER_MINUTE)
     hours, rest = divmod(minutes, SECONDS_PER_HOUR // SECONDS_PER_MINUTE)
     return f"{hours} h {rest} min" if hours else f"{minutes} min"
+
+
+def is_repeatable(error: Exception) -> bool:
+    """Return whether it makes sense to run an item again after an error: it is not one of the item itself."""
+    return not (isinstance(error, FlowInputError) and error.is_permanent)

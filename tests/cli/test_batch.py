@@ -14,10 +14,18 @@ from airflow.cli.cli_parser import get_parser
 
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.storage.batch_manifest import FileStore
-from tests.support.batches import CHAIN_FLOW, count_paid_runs, read_lines, read_manifest_states
+from tests.support.account_limits import set_extra, shorten_waits
+from tests.support.batches import (
+    CHAIN_FLOW,
+    count_paid_runs,
+    get_max_active,
+    read_lines,
+    read_manifest_states,
+)
+from tests.support.bucket import BUCKET, BUCKET_CONN_ID, ObjectServer
 from tests.support.commands import PROMPT_FLOW, CommandResult, FlowsCommand, flows_command
 from tests.support.interrupts import ctrl_c_when, has_request, type_at_terminal
-from tests.support.terminal import TERMINAL_TIMEOUT_SECONDS
+from tests.support.terminal import CTRL_C, TERMINAL_TIMEOUT_SECONDS, Terminal
 from tests.support.versions import needs
 
 pytestmark = [
@@ -190,6 +198,56 @@ def test_ctrl_c_before_a_start_deletes_the_run(emulator: Emulator, flows: FlowsC
     assert flows(to_command()).code == 0
     assert set(count_paid_runs(emulator).values()) == {1}
     assert [run for run in emulator.runs.values() if not run.has_started] == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "started"),
+    [({"max_active_runs": 2}, 0, ITEMS), ({"max_runs_per_day": 2}, 1, 2)],
+    ids=["active runs", "runs of a day"],
+)
+@pytest.mark.usefixtures("items")
+def test_limits_of_the_account(
+    emulator: Emulator, flows: FlowsCommand, limits: dict[str, float], code: int, started: int
+) -> None:
+    """No more flow runs than the connection allows are active, or are started within a day."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shorten_waits(monkeypatch)
+        set_extra(emulator, monkeypatch, **limits)
+        result = flows(to_command(more="--max-active 4"))
+    assert (result.code, emulator.started_count) == (code, started)
+    assert get_max_active(emulator) <= limits.get("max_active_runs", ITEMS)
+    assert ("max_runs_per_day" in result.err) is bool(code)
+
+
+def test_state_in_a_bucket(
+    emulator: Emulator, flows: FlowsCommand, items: Path, bucket: ObjectServer
+) -> None:
+    """The same command continues a batch whose folder is in an object store."""
+    emulator.run_seconds = 600
+    command = to_command(str(items), f"--output-conn-id {BUCKET_CONN_ID}")
+    command = command.replace("--output out", f"--output s3://{BUCKET}/shop")
+    with ctrl_c_when(lambda: emulator.started_count == ITEMS):
+        assert flows(command).code == 130
+    emulator.advance(600)
+    again = flows(command)
+    assert (again.code, get_counts(again)[:2]) == (0, (ITEMS, ITEMS))
+    assert set(count_paid_runs(emulator).values()) == {1}
+    assert "shop/manifest.jsonl" in bucket.objects()
+
+
+def test_progress_bar(emulator: Emulator, items: Path) -> None:
+    """At a terminal a bar has the counts; Ctrl-C asks, and a no leaves the flow runs active."""
+    emulator.run_seconds = 600
+    emulator.add_plan(Plan(run_seconds=3))
+    words = to_command(str(items)).replace("-o json", "-o plain").split()
+    with Terminal("-m", "airflow", "flows", *words) as terminal:
+        terminal.wait_for(r"━+ +0% \d:\d\d:\d\d 0 of 4 completed, 4 active")
+        terminal.wait_for(r"━+ +25% \d:\d\d:\d\d 1 of 4 completed, 3 active")
+        terminal.press(CTRL_C)
+        terminal.wait_for(r"Abort the flow runs that are active, which are at most 3\? \[y/N\]")
+        terminal.press("n\n")
+        assert terminal.wait_for_exit() == 130
+    assert "Flow runs that may be active, and continue: 3. The same command" in terminal.output
 
 
 def test_killed_command_starts_no_item_twice(emulator: Emulator, flows: FlowsCommand, items: Path) -> None:

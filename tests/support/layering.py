@@ -40,7 +40,7 @@ storage batch_manifest output_options output_download outputs reuse_index quota_
 hooks preflight flows_hook __init__
 worker __init__ kill_check lineage run_tracking saved_run task_state finish task_try start template_check
 triggerer __init__ per_loop shared_poller asset_watchers kill_check start_trigger
-batch __init__ records item_run results program batch_try task trigger operator
+batch __init__ records results item_run program batch_try task trigger operator
 . triggers links sensors
 drawing picture __init__
 plugin cache present html task_data airflow_internals abort_queue listener run_view connection_view
