@@ -168,6 +168,14 @@ class BatchTry(ABC):
         """Whether records that a Clear has left are to be continued."""
         return False
 
+    def load_records(self) -> BatchRecords | None:
+        """Return the records of earlier tries; None if there are none.
+
+        :raises FlowError: they cannot be read.
+        :raises Exception: any error of the store.
+        """
+        return BatchRecords.load(self.store)
+
     @abstractmethod
     def is_resumed_after(self, error: BaseException) -> bool:
         """Return whether the active runs are left to a next try after an error."""
@@ -238,7 +246,7 @@ class BatchTry(ABC):
         :raises FlowError: the records of earlier tries cannot be read.
         """
         conn_id, host = self.hook.flows_conn_id, self.hook.settings.base_url
-        earlier = BatchRecords.load(self.store)
+        earlier = self.load_records()
         if earlier is None:
             return BatchRecords(self.store, BatchHeader(self.generation, time.time(), conn_id, host))
         header = earlier.header

@@ -273,6 +273,26 @@ class BatchRecords:
                 self._is_header_unsaved = True
                 self._version += 1
 
+    def copy_to(self, store: Any) -> BatchRecords:
+        """Write all records to another store, and return those there.
+
+        :raises Exception: any error of that store.
+        """
+        copy = BatchRecords(store, replace(self.header, parts=0))
+        for key, record in self:
+            copy.put(key, record)
+        copy.flush()
+        return copy
+
+    def delete(self) -> None:
+        """Delete all records from their store.
+
+        :raises Exception: any error of the store.
+        """
+        parts = range(1, len(self._parts) + 1)
+        for name in (HEADER_KEY, *(PART_KEY.format(number=number) for number in parts)):
+            self._store.delete(name)
+
     def close(self) -> None:
         """Save nothing any more."""
         with self._write_lock:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 from airflow_provider_flows.batch.batch_try import BatchTry
 from airflow_provider_flows.batch.records import HEADER_KEY, BatchRecords
 from airflow_provider_flows.compat import clear_deletes_task_state
+from airflow_provider_flows.storage.batch_manifest import STATE_FOLDER, FileStore
 from airflow_provider_flows.worker.finish import add_batch_event_extra
 from airflow_provider_flows.worker.kill_check import (
     FINISHED_STATES,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DIGEST_LENGTH = 16  # characters of a folder name
 KILL_GRACE_SECONDS = 3.0  # of a killed task, for the records that are being written
 NO_STORE = (
     "The task state store requires Airflow 3.3 or later. On this version a retry of this task cannot resume "
@@ -85,6 +89,39 @@ class BatchTaskTry(BatchTry):
     def is_state_of_clear_kept(self) -> bool:
         """Whether a Clear deletes records: then a person who keeps them wants the batch to continue."""
         return clear_deletes_task_state(self.context["ti"])
+
+    def load_records(self) -> BatchRecords | None:
+        """Return the records of earlier tries, also those that a Clear has deleted after a used up quota."""
+        records = super().load_records()
+        if not self._loses_records or self.earlier_stamp is None or not self.is_first_part:
+            return records
+        copy = BatchRecords.load(self._create_quota_store())
+        if copy is not None:
+            records = records or copy.copy_to(self.store)
+            copy.delete()
+        return records
+
+    @property
+    def _loses_records(self) -> bool:
+        """Whether a Clear leaves no records of this task in Airflow, although they are to be saved."""
+        return self.durable and (self.store is None or clear_deletes_task_state(self.context["ti"]))
+
+    def _create_quota_store(self) -> FileStore:
+        """Return the store of the records of a batch that has ended because the quota was used up."""
+        stamp = {name: value for name, value in create_stamp(self.context).items() if name != "try_number"}
+        digest = sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
+        options = self.options.output_options
+        return FileStore(str(options.output_path), options.output_conn_id, f"{STATE_FOLDER}-{digest}")
+
+    def _save_for_clear(self) -> None:
+        """Save the records where no Clear deletes them, if only a Clear continues the batch. Never raises."""
+        if self.records is None or not self.records.header.has_quota_error or not self._loses_records:
+            return
+        try:
+            self.records.copy_to(self._create_quota_store())
+        except Exception as error:  # noqa: BLE001  # any error of the store
+            log.warning("The batch could not be saved for a Clear (%s): it would start again, and is billed "
+                        "again", type(error).__name__)  # fmt: skip
 
     def is_resumed_after(self, error: BaseException) -> bool:
         """Return whether a failure of this try is followed by a try that can resume its flow runs."""
@@ -172,6 +209,7 @@ class BatchTaskTry(BatchTry):
         :raises Exception: the error that has ended the batch early.
         :raises FlowRunFailed: too few items have completed.
         """
+        self._save_for_clear()
         self.raise_if_failed(program, result)
         add_batch_event_extra(self.context, result)
 

@@ -50,7 +50,7 @@ from airflow_provider_flows.storage.paths import (
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-STATE_FOLDER = ".batch"  # no item has a key with a dot at its start
+STATE_FOLDER = ".batch"
 LOCK_NAME = "lock"
 MIN_WASTED_BYTES = 16 * 1024 * 1024  # of replaced lines in the temporary file, before it is copied
 RATE_SECONDS = 600.0  # the rate is that of the last ten minutes in which items have ended
@@ -216,18 +216,21 @@ class BatchManifest:
 
 
 class FileStore:
-    """The state of a batch that a command runs, with the methods of Airflow's task state store.
+    """The state of a batch in files, with the methods of Airflow's task state store.
 
     Each value is a file below `output_path`. A value is stored completely or not at all.
 
     :param output_path: the folder of the batch.
     :param output_conn_id: the Airflow connection of its store.
+    :param folder_name: of the files, below the folder of the batch. It begins with a dot, as no key does.
     """
 
-    def __init__(self, output_path: str, output_conn_id: str | None = None) -> None:
+    def __init__(
+        self, output_path: str, output_conn_id: str | None = None, folder_name: str = STATE_FOLDER
+    ) -> None:
         from airflow.sdk import ObjectStoragePath  # slow to import
 
-        self._folder = ObjectStoragePath(output_path, conn_id=output_conn_id) / STATE_FOLDER
+        self._folder = ObjectStoragePath(output_path, conn_id=output_conn_id) / folder_name
 
     def get(self, key: str) -> Any:
         """Return a value, None if there is none.

@@ -26,7 +26,7 @@ from tests.support.batches import (
     read_manifest_states,
     run_try,
 )
-from tests.support.task_instances import Store
+from tests.support.task_instances import AIRFLOW_KINDS, AirflowKind, Store
 
 pytestmark = [
     pytest.mark.emulator(run_seconds=0.2, abort="instant", retries=0),
@@ -133,7 +133,8 @@ def test_retry_runs_again_what_failed_only(emulator: Emulator, tmp_path: Path) -
     assert read_lines(tmp_path / "manifest.jsonl")[0]["attempts"] == 2
 
 
-def test_used_up_quota_stops_the_batch(emulator: Emulator, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", AIRFLOW_KINDS.values(), ids=AIRFLOW_KINDS)
+def test_used_up_quota_stops_the_batch(emulator: Emulator, tmp_path: Path, kind: AirflowKind) -> None:
     """402 in the middle: active runs end, the task fails, and after it a Clear runs what is missing."""
     emulator.run_seconds = 0.5
 
@@ -144,15 +145,21 @@ def test_used_up_quota_stops_the_batch(emulator: Emulator, tmp_path: Path) -> No
     emulator.set_request_listener(use_up)
     store = Store()
     with pytest.raises(FlowQuotaExceeded):
-        run_try(create_batch(tmp_path, create_items(ITEMS), max_active_runs=2), store)
+        run_try(create_batch(tmp_path, create_items(ITEMS), max_active_runs=2), store, kind=kind)
+    if kind.clear_deletes_state:
+        store = Store()
     states = read_manifest_states(tmp_path)
     assert sorted(states.values()) == ["completed", "completed", "skipped", "skipped"]
     emulator.set_request_listener(None)
     emulator.switches.quota = "plenty"
     clear_quota_markers()
-    result = run_try(create_batch(tmp_path, create_items(ITEMS)), store, 2, 4)  # cleared
+    result = run_try(create_batch(tmp_path, create_items(ITEMS)), store, 2, 4, kind=kind)  # cleared
     assert result["completed"] == ITEMS
     assert_paid_once(emulator, tmp_path)
+    # The batch has ended, so that another Clear starts all items again.
+    result = run_try(create_batch(tmp_path, create_items(ITEMS)), Store(), 3, 5, kind=kind)
+    assert result["completed"] == ITEMS
+    assert set(count_paid_runs(emulator).values()) == {2}
 
 
 def clear_quota_markers() -> None:

@@ -12,7 +12,7 @@ from airflow_provider_flows.core.start_or_resume import get_stamp
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowBatchOperator
 from tests.support.modes import FLOW
-from tests.support.task_instances import Store, context
+from tests.support.task_instances import WITH_STORE, AirflowKind, Store, context
 
 CHAIN_FLOW = "clibnwpno000bmc0k9hvv3y7f"  # PromptChainer's sample: variables color and item
 
@@ -77,10 +77,16 @@ def create_chain_batch(output_path: Path, items: Any, **arguments: Any) -> RunFl
 
 
 def run_try(
-    operator: RunFlowBatchOperator, store: Store | None = None, try_number: int = 1, max_tries: int = 3
+    operator: RunFlowBatchOperator,
+    store: Store | None = None,
+    try_number: int = 1,
+    max_tries: int = 3,
+    *,
+    kind: AirflowKind = WITH_STORE,
 ) -> dict[str, Any]:
     """Run one try of a batch."""
-    return operator.execute(context(Store() if store is None else store, try_number, max_tries))
+    store = Store() if store is None else store
+    return operator.execute(context(store, try_number, max_tries, kind=kind))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
