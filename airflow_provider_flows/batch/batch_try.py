@@ -251,7 +251,7 @@ class BatchTry(ABC):
             return BatchRecords(self.store, BatchHeader(self.generation, time.time(), conn_id, host))
         header = earlier.header
         is_same_account = (header.conn_id, header.host) == (conn_id, host)
-        is_kept = header.has_quota_error or self.is_state_of_clear_kept
+        is_kept = header.quota_error is not None or self.is_state_of_clear_kept
         is_continued = header.generation == self.generation or is_kept
         if not is_continued or not is_same_account:
             reason = "was started over another connection" if is_continued else "was cleared"
@@ -261,8 +261,9 @@ class BatchTry(ABC):
         if not is_same_account:
             for key, record in earlier.get_active().items():
                 earlier.put(key, replace(record, state=ItemState.ABORTED))
-        changes = {"generation": self.generation, "conn_id": conn_id, "host": host}
-        earlier.change_header(**changes, has_quota_error=False)
+        earlier.change_header(generation=self.generation, conn_id=conn_id, host=host)
+        if self.is_first_part:
+            earlier.change_header(quota_error=None)
         return earlier
 
     def _abort_earlier(self, earlier: BatchRecords, reason: str) -> None:

@@ -140,6 +140,8 @@ class BatchProgram:
             if self._task.is_first_part:
                 keys = [item.key for item in active_items]
                 await self._runner.clean_up(self._task.earlier_stamp, keys)
+            elif (message := self._records.header.quota_error) is not None:
+                self._end_batch(FlowQuotaExceeded(message))
             self._on_change(self.state)
             async with asyncio.TaskGroup() as group:
                 reporter = group.create_task(self._report())
@@ -403,7 +405,7 @@ class BatchProgram:
     def _end_batch(self, error: Exception) -> None:
         self.error = self.error or error
         if isinstance(error, FlowQuotaExceeded):
-            self._records.change_header(has_quota_error=True)
+            self._records.change_header(quota_error=str(error))
         if self.state.stop_reason is None:
             log.warning("No other flow run is started, because of an error: %s", to_failure_line(error))
         self.state.stop(type(error).__name__)

@@ -83,8 +83,9 @@ class BatchHeader:
     :param parts: the number of values that have the records of the items.
     :param total: the number of items, 0 before they are counted.
     :param failures_in_row: see `BatchState`.
-    :param has_quota_error: whether it has ended because the quota or credit of the account was used up. A
-        task that was cleared after that continues, because nothing else starts it again.
+    :param quota_error: the message of the error if the quota or credit of the account is used up. Then no
+        later part of the try starts a flow run. A task that is cleared after that continues, because nothing
+        else starts it again.
     """
 
     generation: int
@@ -95,7 +96,7 @@ class BatchHeader:
     parts: int = 0
     total: int = 0
     failures_in_row: int = 0
-    has_quota_error: bool = False
+    quota_error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the header as plain JSON values."""

@@ -115,7 +115,7 @@ class BatchTaskTry(BatchTry):
 
     def _save_for_clear(self) -> None:
         """Save the records where no Clear deletes them, if only a Clear continues the batch. Never raises."""
-        if self.records is None or not self.records.header.has_quota_error or not self._loses_records:
+        if self.records is None or self.records.header.quota_error is None or not self._loses_records:
             return
         try:
             self.records.copy_to(self._create_quota_store())

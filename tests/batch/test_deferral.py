@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import select
 
 from airflow_provider_flows.core.exceptions import FlowQuotaExceeded
-from airflow_provider_flows.emulator import Emulator, Plan
+from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.triggers import FlowBatchTrigger
 from tests.support.airflow_run import run_dag
 from tests.support.batches import (
@@ -63,6 +64,17 @@ def test_worker_and_trigger_take_turns(emulator: Emulator, tmp_path: Path) -> No
     assert get_max_active(emulator) <= 4
     assert 3 <= deferrals <= 8
     assert set(read_manifest_states(tmp_path).values()) == {"completed"}
+
+
+def test_quota_that_is_used_up_for_a_moment(emulator: Emulator, tmp_path: Path) -> None:
+    """After a 402 no later part of the try starts a flow run, even if the account has a quota again."""
+    emulator.run_seconds = 1
+    emulator.add_fault(Fault("POST", "/flows", skip=3, times=1, status=402))
+    with pytest.raises(FlowQuotaExceeded, match="402"):
+        run_with_deferrals(tmp_path, create_items(12), Store(), max_active_runs=4)
+    states = Counter(read_manifest_states(tmp_path).values())
+    assert states == {"completed": len(emulator.paid_runs), "skipped": 12 - len(emulator.paid_runs)}
+    assert {run.state for run in emulator.paid_runs} == {"completed"}
 
 
 def test_failures_over_several_parts(emulator: Emulator, tmp_path: Path) -> None:

@@ -134,9 +134,10 @@ def _quota_scenarios() -> Iterator[Scenario]:
         def run(case: Case, dag: str = f"{mode}_batch") -> dict[str, Any]:
             def use_up_quota(_port: int) -> bool:
                 # only once, because it is called at each later start
-                case.proxy.is_quota_used_up = not case.proxy.quota_error_count
+                case.proxy.is_quota_used_up = not is_over
                 return False
 
+            is_over = False
             case.arm(use_up_quota, "PATCH", RUN_PATH, "after", QUOTA_STARTS)
             run_id = _trigger(case, dag, ITEMS)
             case.wait_for_end(dag, run_id, MAX_END_SECONDS)
@@ -148,7 +149,7 @@ def _quota_scenarios() -> Iterator[Scenario]:
                 "runs at 402": count_runs(case) == f"{completed} completed" or count_runs(case),
                 "manifest at 402": are_right or dict(states),
             }
-            case.proxy.is_quota_used_up = False
+            is_over, case.proxy.is_quota_used_up = True, False
             QuotaMarker(case.scenario.conn_type, case.proxy.url, [case.service.key]).clear()
             case.clear(dag, run_id, lambda airflow: _clear_and_keep(airflow, dag, run_id))
             case.wait_until(lambda: case.task_instances(dag, run_id)[0]["try_number"] > task["try_number"])
@@ -175,6 +176,8 @@ def _clear_scenarios() -> Iterator[Scenario]:
                     lambda airflow: airflow.clear(f"chaos_{dag}", run_id, "run", keep_task_state=is_kept),
                 )  # fmt: skip
                 case.wait_until(lambda: case.task_instances(dag, run_id)[0]["try_number"] > try_number)
+                if not is_kept:  # the next try aborts first, unless the flow runs have ended before
+                    case.wait_until(lambda: len(case.traffic.started_ids) > starts)
                 _finish(case, dag, run_id)
                 return _facts(case, dag, run_id, since=0 if is_kept else starts)
 
