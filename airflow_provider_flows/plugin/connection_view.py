@@ -30,12 +30,13 @@ from airflow_provider_flows.plugin.cache import (
     estimate_size,
     get_storage_pool,
 )
-from airflow_provider_flows.plugin.present import RunListSchema, to_run_schema, to_safe_line, to_small_run
+from airflow_provider_flows.plugin.present import RunListSchema, to_run_schema, to_small_run
 from airflow_provider_flows.plugin.run_view import (
     INVALID_KEY_NOTE,
     get_flows_hook,
     run_for_page,
 )
+from airflow_provider_flows.plugin.texts import to_safe_line
 from airflow_provider_flows.storage.paths import to_object_path
 
 RUNS_PER_PAGE = 25

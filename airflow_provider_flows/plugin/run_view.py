@@ -40,11 +40,8 @@ from airflow_provider_flows.plugin.present import (
     PreviousRunSchema,
     RunPage,
     drop_large_parameters,
-    to_input_schemas,
     to_output_schemas,
-    to_parameters,
     to_run_schema,
-    to_safe_line,
     to_small_run,
 )
 from airflow_provider_flows.plugin.task_data import (
@@ -58,6 +55,7 @@ from airflow_provider_flows.plugin.task_data import (
     parse_outputs,
     parse_returned_run,
 )
+from airflow_provider_flows.plugin.texts import to_input_schemas, to_parameters, to_safe_line, to_title
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import list_outputs
 
@@ -95,6 +93,12 @@ TASK_WITHOUT_RUN_NOTE = (
 UNKNOWN_CONNECTION_NOTE = (
     "The connection of this flow run is no longer known, so its current state cannot be fetched."
 )
+RETRY_STEP = "If Airflow retries this task, the retry starts a new flow run, which is paid again."
+CLEAR_STEP = (
+    "To try again, clear the task in Airflow. It then starts a new flow run, which is paid again. "
+    "The task's log has the whole error."
+)
+RESTART_STEP = "This flow run does not continue. A new one has to be started, and is paid again."
 TASK_WAITING_STATES = frozenset(
     {None, "none", "scheduled", "queued", "restarting", "up_for_retry", "up_for_reschedule"}
 )
@@ -159,12 +163,17 @@ class RunView:
         note = self._get_note()
         texts = ErrorTexts(self.inputs)  # whether they are shown at all was decided when they were polled
         run, outputs = quote_errors(self.run, texts), quote_errors(list(self.outputs), texts)
+        inputs = to_input_schemas(self.inputs)
+        title = to_title(inputs) or (run.flow if run is not None and run.flow else "")
         return RunPage(
             version=self._get_version(note),
+            title=title,
             run=None if run is None else to_run_schema(run, time.time()),
-            inputs=to_input_schemas(self.inputs),
+            next_step=self._get_next_step(),
+            is_storing=self._is_storing,
+            inputs=inputs,
             parameters=to_parameters(self.parameters or (self.run.parameters if self.run else None)),
-            outputs=to_output_schemas(outputs, is_at_service=self._has_outputs_at_service),
+            outputs=to_output_schemas(outputs, is_at_service=self._has_outputs_at_service, title=title),
             note=note.text if note else None,
             is_error=note is not None and note.is_error,
             task_state=self.task_state,
@@ -211,6 +220,21 @@ class RunView:
         if self.run is None or not self._is_known_at_service:
             return False
         return not self.run.is_final or _has_pending_outputs(self.outputs)
+
+    def _get_next_step(self) -> str | None:
+        """Return what can be done about a run that did not complete, None for any other."""
+        if self.run is None or not self.run.is_final or self.run.is_completed:
+            return None
+        if self.task_key is None:
+            return RESTART_STEP
+        return RETRY_STEP if self.task_state in TASK_WAITING_STATES | TASK_ACTIVE_STATES else CLEAR_STEP
+
+    @property
+    def _is_storing(self) -> bool:
+        """Whether the task still stores files that are only at the service so far."""
+        options = self.output_options
+        has_storage = options is not None and options.output_path is not None
+        return has_storage and self.task_state in TASK_ACTIVE_STATES
 
     def _get_note(self) -> Note | None:
         if self.error is not None:
