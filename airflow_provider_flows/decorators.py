@@ -35,6 +35,8 @@ DEFERRED_ARGUMENTS_KEY = "flow_deferred_arguments"  # in the task state store
 _DEFERRED_ARGUMENTS = ("flow", "flows_conn_id", "output_path", "output_conn_id", "output_name", "reuse_path")
 _REPORTED_ARGUMENTS = ("parameters", "inputs")  # those for OpenLineage and the UI
 
+MAX_SAVED_PROMPTS, MAX_SAVED_PROMPT_LENGTH = 20, 200  # in a trigger, which Airflow's database stores
+
 P = ParamSpec("P")
 
 
@@ -189,8 +191,8 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         """Save what is needed after the deferral, because the function is not called again.
 
         The trigger has it, and its event returns it. An XCom would not do, which other tasks and users may
-        be able to write: they could have files stored elsewhere. Of the inputs only the files' URIs are
-        saved, for OpenLineage and the UI: prompts may be large.
+        be able to write: they could have files stored elsewhere. Of the inputs only the files' URIs and the
+        beginnings of a few prompts are saved, for OpenLineage and the UI: prompts may be large.
 
         :param in_store: whether to save it in the task state store as well (Airflow 3.3 and later), because
             the decorator's own arguments do not serve if no event comes.
@@ -203,10 +205,14 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         values = {name: getattr(self, name) for name in _DEFERRED_ARGUMENTS}
         # a path may be a Path; any other value that is no text is rejected when the flow is started
         texts = {name: value if value is None else str(value) for name, value in values.items()}
+        inputs = redact_parameters({"inputs": self.inputs}, redact)["inputs"]
         self._deferred_arguments = {
             **texts,
             "parameters": redact_parameters(self.parameters, redact),
-            "inputs": [{"uri": uri} for uri in redact_uris(get_file_uris(self.inputs))],
+            "inputs": [
+                *({"data": text} for text in _shorten_prompts(inputs)),
+                *({"uri": uri} for uri in redact_uris(get_file_uris(self.inputs))),
+            ],
         }
         store: Any = context.get("task_state_store")
         if in_store and store is not None:
@@ -259,6 +265,20 @@ def to_arguments(returned: Any) -> dict[str, Any]:
         )
         raise FlowInputError(message)
     return {"inputs": returned}
+
+
+def _shorten_prompts(inputs: Any) -> list[str]:
+    """Return the beginnings of the first prompts among inputs, and of variables, with their names.
+
+    Content of files is left out.
+    """
+    if isinstance(inputs, Mapping) and not inputs.keys() & {"data", "uri", "outputs"}:
+        texts = [f"{name}: {text}" for name, text in inputs.items() if isinstance(text, str)]
+    else:
+        items = inputs if isinstance(inputs, list | tuple) else [inputs]
+        texts = [item.get("data") if isinstance(item, Mapping) else item for item in items]
+    prompts = [text for text in texts if isinstance(text, str) and not text.startswith("data:")]
+    return [text[:MAX_SAVED_PROMPT_LENGTH] for text in prompts[:MAX_SAVED_PROMPTS]]
 
 
 def _reject_unknown_arguments(names: set[str]) -> None:

@@ -104,12 +104,12 @@ async def render_run(
     request: Request, view: RunView, path: str, back: str | None = None, back_label: str = ""
 ) -> HTMLResponse:
     """Return the page of a run; the parameters are as for `add_run_routes`, with `back` filled in."""
-    run_page = await run_in_threadpool(view.to_page)
+    sources = await run_in_threadpool(load_sources, view)
     return await render_page(
         request,
         "run.html",
-        run_page=run_page,
-        sources=await run_in_threadpool(load_sources, view),
+        run_page=await run_in_threadpool(view.to_page, sources[0].output.title if sources else ""),
+        sources=sources,
         run_path=fill_path(path, request),
         graph=await get_graph(view.flows_conn_id, view.run.flow if view.run else None, view.team_name),
         back=back,

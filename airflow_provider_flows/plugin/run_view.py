@@ -158,13 +158,16 @@ class RunView:
     team_name: str | None = None
     input_error: str | None = None
 
-    def to_page(self) -> RunPage:
-        """Convert the view to the schema of its page."""
+    def to_page(self, source_title: str = "") -> RunPage:
+        """Convert the view to the schema of its page.
+
+        :param source_title: the title of what the run was made from, if nothing else was asked for in words.
+        """
         note = self._get_note()
         texts = ErrorTexts(self.inputs)  # whether they are shown at all was decided when they were polled
         run, outputs = quote_errors(self.run, texts), quote_errors(list(self.outputs), texts)
         inputs = to_input_schemas(self.inputs)
-        title = to_title(inputs) or (run.flow if run is not None and run.flow else "")
+        title = to_title(inputs) or source_title or (run.flow if run is not None and run.flow else "")
         return RunPage(
             version=self._get_version(note),
             title=title,
@@ -302,9 +305,24 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
         outputs = parse_outputs(ti_data.result.get("outputs"))
         view = replace(view, run=returned_run, outputs=outputs)
         if returned_run.is_final and (outputs or not returned_run.is_completed):
-            return view
+            return view if conn_id is None else await _add_parameters(view, conn_id)
     view = replace(view, outputs=view.outputs or parse_outputs(ti_data.outputs))
     return view if conn_id is None else await get_service_run_view(conn_id, flow_run_id, view)
+
+
+async def _add_parameters(view: RunView, conn_id: str) -> RunView:
+    """Return the view of a sensor's run with the parameters that the service has; the sensor has none."""
+    is_known = view.inputs is not None or view.parameters is not None
+    if is_known or view.run is None or view.ownership is not Ownership.CONFIRMED:
+        return view
+    team, flow_run_id = view.team_name, view.run.flow_run_id
+    response = await RESPONSE_CACHE.get(
+        ("run", conn_id, team, flow_run_id),
+        lambda: _load_run(conn_id, team, flow_run_id),
+        _get_run_ttl,
+        pool=conn_id,
+    )
+    return view if response.value is None else replace(view, parameters=response.value.parameters)
 
 
 def _get_ownership(ti_data: TaskInstanceData, flow_run_id: str | None) -> Ownership:

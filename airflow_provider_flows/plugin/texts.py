@@ -145,7 +145,8 @@ def to_request_title(inputs: Iterable[tuple[str, str, str | None]]) -> str:
     """
     rows = list(inputs)
     texts = [text if name.isdecimal() else f"{name}: {text}" for name, text, file in rows if file is None]
-    return shorten(", ".join(filter(None, texts or [file or "" for _, _, file in rows])))
+    files = [file for _, _, file in rows if file and not is_id(file.partition(".")[0])]
+    return shorten(", ".join(texts or files))
 
 
 def to_output_title(name: str, asset_id: str | None, request_title: str) -> str:

@@ -24,12 +24,14 @@ import pytest
 from airflow.sdk import DAG
 from fastapi.testclient import TestClient
 
+from airflow_provider_flows.decorators import task
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin import get_headers, output_files
 from airflow_provider_flows.plugin.cache import RESPONSE_CACHE
 from airflow_provider_flows.plugin.html import format_size_change, format_time_left
 from airflow_provider_flows.plugin.viewer import load_viewer
+from airflow_provider_flows.sensors import FlowRunSensor
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.plugin_site import airflow_clients, task_path
 from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS
@@ -295,11 +297,7 @@ def test_an_input_of_the_same_dag_run_is_shown_beside_what_was_made_of_it(
     assert format_size_change(before["size"], after["size"]) in page
     assert find_attribute(page, "data-before") == [f"{make}/output/0"]
     assert f'href="/flows/{make}">A chair</a>, made by make' in page
-    assert re.findall(r"<h[13]>(.*?)</h[13]>", page)[:3] == [
-        Path(before["uri"]).name,
-        "A chair",
-        Path(before["uri"]).name,
-    ]
+    assert re.findall(r"<h[13]>(.*?)</h[13]>", page)[:3] == ["A chair"] * 3
     assert len(emulator.requests) == request_count
 
 
@@ -318,7 +316,8 @@ def test_no_other_file_is_shown_as_an_input(client: TestClient, tmp_path: Path, 
     page = get_page(client, "models_foreign", result.run_id)
     assert len(find_attribute(page, "data-model")) == 1
     assert "Before" not in page
-    assert f'<dd class="text">{"chair one.glb" if where == "no DAG run" else Path(uri).name}<br>' in page
+    name = "chair one.glb" if where == "no DAG run" else Path(uri).name
+    assert f'<dd class="text">{name}<br>' in page
 
 
 @pytest.mark.parametrize(
@@ -350,3 +349,35 @@ def test_a_difference_of_sizes_in_words(before: int | None, after: int | None, t
 def test_the_time_until_the_expected_end_in_words(seconds: float | None, text: str) -> None:
     """It is given to the minute, and to the second only near the end."""
     assert format_time_left(seconds) == text
+
+
+def test_a_sensors_page_has_the_parameters_that_the_service_has(
+    client: TestClient, emulator: Emulator
+) -> None:
+    """A sensor knows no parameters, so its page requests the run, once a minute."""
+    first = run_task("models_seen", **CHAIR_ARGUMENTS)
+    with DAG("models_sensor", schedule=None) as dag:
+        FlowRunSensor(task_id="run", flow_run_id=first.xcoms["run"]["flow_run_id"], poll_interval=0.1)
+    result = run_dag(dag)
+    request_count = len(emulator.requests)
+    for _ in range(3):
+        page = get_page(client, "models_sensor", result.run_id)
+        assert "<dt>quality</dt><dd><code>low</code></dd>" in page
+    assert len(emulator.requests) == request_count + 1
+
+
+def test_a_deferred_function_has_its_prompts_on_the_page(client: TestClient, emulator: Emulator) -> None:
+    """The beginning of each prompt is there after the deferral; no more of it was in the trigger."""
+    emulator.run_seconds = 0.5
+
+    @task.flow(flow="model_generate_fromprompt", deferrable=True, poll_interval=0.1)
+    def run() -> list[Any]:
+        return ["A chair " * 100, {"data": "A stool"}]
+
+    with DAG("models_deferred", schedule=None) as dag:
+        run()
+    result = run_dag(dag)
+    assert "deferred" in result.log.lower()
+    page = get_page(client, "models_deferred", result.run_id)
+    assert f'<dd class="text">{"A chair " * 25}</dd>' in page
+    assert '<dd class="text">A stool</dd>' in page

@@ -15,7 +15,7 @@ from airflow.models.trigger import TRIGGER_FAIL_REPR, TriggerFailureReason
 from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
 from airflow.sdk import DAG
 
-from airflow_provider_flows.decorators import DEFERRED_ARGUMENTS_KEY, FlowDecoratedOperator
+from airflow_provider_flows.decorators import DEFERRED_ARGUMENTS_KEY, MAX_SAVED_PROMPTS, FlowDecoratedOperator
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.triggers import FlowRunTrigger
@@ -136,9 +136,9 @@ def test_forged_run_id_touches_no_other_run(emulator: Emulator, *, durable: bool
 
 
 def test_deferral_pushes_no_arguments_and_no_secrets(emulator: Emulator, tmp_path: Path) -> None:
-    """A deferred function's arguments are in no XCom, and its trigger has no prompt and no metadata."""
+    """A deferred function's arguments are in no XCom; its trigger has no metadata, and no complete prompt."""
     returned = {
-        "inputs": ["A secret chair"],
+        "inputs": ["A chair " * 25 + "and a secret", {"data": "data:text/plain,secret"}, *["A stool"] * 30],
         "parameters": {"quality": "low"},
         "additional": {"note": "A secret note"},
         "output_path": tmp_path,
@@ -146,10 +146,11 @@ def test_deferral_pushes_no_arguments_and_no_secrets(emulator: Emulator, tmp_pat
     stored = json.dumps(defer(create_decorated(returned), context(Store())).trigger.serialize())
     assert "secret" not in stored
     assert str(tmp_path) in stored
-    assert len(stored) < 2_000
+    assert stored.count("A stool") == MAX_SAVED_PROMPTS - 1
+    assert len(stored) < 3_000
 
     with DAG("deferred_arguments", schedule=None) as dag:
-        create_decorated({**returned, "output_path": str(tmp_path)})
+        create_decorated({**returned, "inputs": ["A chair"], "output_path": str(tmp_path)})
     emulator.run_seconds = 0.3
     result = run_dag(dag)
     assert result.state == "success", result.log
