@@ -273,7 +273,7 @@ def _shorten_prompts(inputs: Any) -> list[str]:
     Content of files is left out.
     """
     if isinstance(inputs, Mapping) and not inputs.keys() & {"data", "uri", "outputs"}:
-        texts = [f"{name}: {text}" for name, text in inputs.items() if isinstance(text, str)]
+        texts: list[Any] = [f"{name}: {text}" for name, text in inputs.items() if isinstance(text, str)]
     else:
         items = inputs if isinstance(inputs, list | tuple) else [inputs]
         texts = [item.get("data") if isinstance(item, Mapping) else item for item in items]

@@ -31,6 +31,7 @@ from airflow_provider_flows.plugin.connection_view import (
     get_definition,
     get_flow_ids,
     get_graph,
+    get_origins,
     get_run_list,
 )
 from airflow_provider_flows.plugin.html import (
@@ -140,11 +141,12 @@ async def redirect_to_connection(request: Request, user: User) -> Response:
 def get_list_query(
     state: Annotated[str, Query(max_length=20)] = "",
     flow: Annotated[str, Query(max_length=MAX_LINE_LENGTH + 1)] = "",
+    search: Annotated[str, Query(max_length=MAX_LINE_LENGTH)] = "",
     sort: Annotated[str, Query(max_length=20)] = "-created",
     page: Annotated[int, Query(ge=1, le=100_000)] = 1,
 ) -> ListQuery:
     """Return the filters, the order and the page number in the URL."""
-    return ListQuery(state, flow, sort, page)
+    return ListQuery(state, flow, search.strip(), sort, page)
 
 
 ListQueryDependency = Annotated[ListQuery, Depends(get_list_query)]
@@ -160,9 +162,16 @@ async def show_runs(
         request,
         "runs.html",
         run_list=run_list,
+        origins=await get_origins(connection_id, run_list, user, team_name),
         connections=await run_in_threadpool(list_readable_connections, user),
         flows=await get_flow_ids(connection_id, team_name),
-        selection={"state": query.state, "flow": query.flow, "sort": query.sort, "page": run_list.page},
+        selection={
+            "state": query.state,
+            "flow": query.flow,
+            "search": query.search,
+            "sort": query.sort,
+            "page": run_list.page,
+        },
     )
 
 

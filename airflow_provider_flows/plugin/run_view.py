@@ -427,12 +427,12 @@ def _load_run(conn_id: str, team_name: str | None, flow_run_id: str) -> FlowRun:
     run = replace(
         to_small_run(run),
         parameters=to_parameters(drop_large_parameters(run.parameters)),
-        additional=_get_small_stamp(run),
+        additional=get_small_stamp(run),
     )
     return run if run.is_final else replace(run, expected_end_epoch=expected_end(run, time.time()))
 
 
-def _get_small_stamp(run: FlowRun) -> dict[str, Any] | None:
+def get_small_stamp(run: FlowRun) -> dict[str, Any] | None:
     """Return a run's metadata with nothing but the stamp, which says whose run it is."""
     stamp = run.additional.get(STAMP_KEY) if isinstance(run.additional, Mapping) else None
     return None if stamp is None or estimate_size(stamp) > MAX_STAMP_BYTES else {STAMP_KEY: stamp}

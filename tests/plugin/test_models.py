@@ -233,7 +233,16 @@ def test_a_file_that_is_no_model_has_no_facts(client: TestClient, emulator: Emul
     """A damaged header, or none, is no error: the script says that the file can only be downloaded."""
     result = run_task("models_none", **CHAIR_ARGUMENTS)
     body = json.dumps({"data": f"data:model/gltf-binary;base64,{b64encode(content).decode()}"}).encode()
-    emulator.add_fault(Fault("GET", "*/outputs/*", times=None, status=200, body=body))
+    emulator.add_fault(
+        Fault(
+            "GET",
+            "*/outputs/*",
+            times=None,
+            status=200,
+            body=body,
+            headers={"content-type": "application/json"},
+        )
+    )
     info = client.get(f"/flows/json/{task_path('models_none', result.run_id)}/output/0/info")
     assert info.status_code in {200, 404}
     assert info.json().get("model") is None

@@ -30,7 +30,9 @@
 
   const hasWebgl = () => {
     try {
-      return Boolean(document.createElement("canvas").getContext("webgl2"));
+      const context = document.createElement("canvas").getContext("webgl2");
+      context?.getExtension("WEBGL_lose_context")?.loseContext(); // a browser has a few of them only
+      return Boolean(context);
     } catch {
       return false;
     }

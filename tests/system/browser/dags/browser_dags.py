@@ -61,6 +61,7 @@ with DAG("browser_from_image", schedule=None, params={"uri": ""}):
         task_id="make",
         flow="model_generate_fromimage",
         inputs=[{"uri": "{{ params.uri }}"}],
+        output_path=OUTPUT,
         poll_interval=1,
     )
 
