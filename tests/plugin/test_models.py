@@ -16,16 +16,20 @@ import struct
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG
 from fastapi.testclient import TestClient
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
+from airflow_provider_flows.core.start_or_resume import STAMP_KEY
 from airflow_provider_flows.decorators import task
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
+from airflow_provider_flows.hooks import GenerioHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin import get_headers, output_files
 from airflow_provider_flows.plugin.cache import RESPONSE_CACHE
@@ -39,6 +43,7 @@ from tests.support.tries import CHAIN_ARGUMENTS, CHAIR_ARGUMENTS
 pytestmark = [pytest.mark.emulator(run_seconds=0, retries=0), pytest.mark.usefixtures("emulator")]
 
 ROOT = Path(__file__).parents[2]
+ARROW = "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}"
 PACKAGE = "airflow_provider_flows"
 NEEDS_VIEWER = pytest.mark.skipif(
     load_viewer() is None, reason="this installation was built without a network, and has no viewer"
@@ -390,3 +395,74 @@ def test_a_deferred_function_has_its_prompts_on_the_page(client: TestClient, emu
     page = get_page(client, "models_deferred", result.run_id)
     assert f'<dd class="text">{"A chair " * 25}</dd>' in page
     assert '<dd class="text">A stool</dd>' in page
+
+
+def list_runs(client: TestClient, query: str = "") -> str:
+    """Return the page of a connection's flow runs."""
+    RESPONSE_CACHE.clear()
+    response = client.get(f"/flows/connection/flows_default{query}")
+    assert response.status_code == 200
+    return response.text
+
+
+def count_queries(function: Callable[[], object]) -> int:
+    """Return how many queries with XComs a function sends to Airflow's database."""
+    statements: list[str] = []
+
+    def on_execute(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "xcom" in statement.lower():
+            statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", on_execute)
+    try:
+        function()
+    finally:
+        event.remove(Engine, "before_cursor_execute", on_execute)
+    return len(statements)
+
+
+def test_the_list_says_what_was_asked_for_and_by_which_task(client: TestClient, emulator: Emulator) -> None:
+    """A row leads with the prompt, above task and id; a failed one has its reason; one query finds all."""
+    for number in range(3):
+        run_task(f"models_row_{number}", **{**CHAIR_ARGUMENTS, "inputs": f"A chair {number}"})
+    emulator.add_plan(Plan(outcome="failed", error="The mesh has a hole"))
+    failed = run_task("models_row_failed", **CHAIR_ARGUMENTS)
+    page = list_runs(client)
+    for number in range(3):
+        assert re.search(rf'<a href="[^"]+/run/[^"]+">A chair {number}</a>', page)
+        assert f"models_row_{number} {ARROW} run</a>" in page
+    assert f'href="/flows/{task_path("models_row_failed", failed.run_id)}"' in page
+    assert '<span class="soft small">The mesh has a hole</span>' in page
+    assert "<progress" not in page
+    assert count_queries(lambda: list_runs(client)) == 1
+    assert "A chair 1" in list_runs(client, "?search=MODELS_row_1")
+    assert "A chair 2" not in list_runs(client, "?search=MODELS_row_1")
+    assert "No flow runs match" in list_runs(client, "?search=nothing-like-this")
+
+
+def test_the_list_names_no_dag_that_the_user_may_not_read(clients: dict[str, TestClient]) -> None:
+    """Who may read the connection, but not the DAG or its XComs, sees the run without prompt and task."""
+    run_task("models_private", **{**CHAIR_ARGUMENTS, "inputs": "A private chair"})
+    assert "A private chair" in list_runs(clients["anna"])
+    for name in ("dora", "xena"):
+        page = list_runs(clients[name])
+        assert "model_generate_fromprompt" in page
+        assert "A private chair" not in page
+        assert "models_private" not in page
+
+
+def test_a_forged_stamp_names_no_task(client: TestClient) -> None:
+    """A stamp that names a task instance with another flow run, or none at all, is no origin."""
+    result = run_task("models_stamped", **{**CHAIR_ARGUMENTS, "inputs": "A stamped chair"})
+    key = {"dag_id": "models_stamped", "run_id": result.run_id, "task_id": "run", "map_index": -1}
+    stamps = [
+        key,
+        {**key, "map_index": "x"},
+        {**key, "task_id": 7},
+        {**key, "region_id": "x", "region_index": 1},
+    ]
+    for stamp in stamps:
+        GenerioHook("flows_default").start(
+            "model_generate_fromprompt", ["A forged chair"], additional={STAMP_KEY: stamp}
+        )
+    assert list_runs(client).count(f"models_stamped {ARROW} run") == 1
