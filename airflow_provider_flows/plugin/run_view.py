@@ -161,7 +161,7 @@ class RunView:
     def to_page(self, source_title: str = "") -> RunPage:
         """Convert the view to the schema of its page.
 
-        :param source_title: the title of what the run was made from, if nothing else was asked for in words.
+        :param source_title: the title of the run's first source, if nothing else was asked for in words.
         """
         note = self._get_note()
         texts = ErrorTexts(self.inputs)  # whether they are shown at all was decided when they were polled

@@ -1,6 +1,6 @@
 """The sources of a flow run: its inputs that are outputs of other tasks of the same DAG run.
 
-A page shows them beside what was made from them. A source is an output of its own task's page, whose routes
+A page shows them beside the run's own outputs. A source is an output of its own task's page, whose routes
 check access and serve the file, so no input selects a file. No service is polled.
 """
 

@@ -151,7 +151,7 @@
     return facts.join(" · ");
   };
 
-  // The difference between an input and what was made from it, once the facts of both are known.
+  // The difference between an input and the output, once the facts of both are known.
   const showChanges = (main) => {
     for (const card of main.querySelectorAll("[data-before]")) {
       const before = infos.get(document.getElementById(card.dataset.before));
