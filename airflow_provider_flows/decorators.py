@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,6 +21,7 @@ from airflow_provider_flows.core.template_problems import (
     require_booleans,
 )
 from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.worker.task_state import PROMPTS_KEY
 from airflow_provider_flows.worker.template_check import FUNCTION_ARGUMENTS
 
 if TYPE_CHECKING:
@@ -29,13 +31,15 @@ if TYPE_CHECKING:
         PlainXComArg,
     )  # what Airflow returns, and what accepts `["outputs"]`
 
+log = logging.getLogger(__name__)
+
 RETURNABLE_ARGUMENTS = frozenset(RunFlowOperator.template_fields)
 DEFERRED_ARGUMENTS_KEY = "flow_deferred_arguments"  # in the task state store
 # the returned arguments that are needed after a deferral
 _DEFERRED_ARGUMENTS = ("flow", "flows_conn_id", "output_path", "output_conn_id", "output_name", "reuse_path")
 _REPORTED_ARGUMENTS = ("parameters", "inputs")  # those for OpenLineage and the UI
 
-MAX_SAVED_PROMPTS, MAX_SAVED_PROMPT_LENGTH = 20, 200  # in a trigger, which Airflow's database stores
+MAX_SAVED_PROMPTS, MAX_SAVED_PROMPT_LENGTH = 20, 200  # in the task state store
 
 P = ParamSpec("P")
 
@@ -191,8 +195,9 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         """Save what is needed after the deferral, because the function is not called again.
 
         The trigger has it, and its event returns it. An XCom would not do, which other tasks and users may
-        be able to write: they could have files stored elsewhere. Of the inputs only the files' URIs and the
-        beginnings of a few prompts are saved, for OpenLineage and the UI: prompts may be large.
+        be able to write: they could have files stored elsewhere. Of the inputs only the files' URIs are
+        saved there, for OpenLineage and the UI: prompts may be large, and Airflow logs the event. The UI has
+        the beginnings of a few prompts from the task state store.
 
         :param in_store: whether to save it in the task state store as well (Airflow 3.3 and later), because
             the decorator's own arguments do not serve if no event comes.
@@ -205,16 +210,19 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         values = {name: getattr(self, name) for name in _DEFERRED_ARGUMENTS}
         # a path may be a Path; any other value that is no text is rejected when the flow is started
         texts = {name: value if value is None else str(value) for name, value in values.items()}
-        inputs = redact_parameters({"inputs": self.inputs}, redact)["inputs"]
         self._deferred_arguments = {
             **texts,
             "parameters": redact_parameters(self.parameters, redact),
-            "inputs": [
-                *({"data": text} for text in _shorten_prompts(inputs)),
-                *({"uri": uri} for uri in redact_uris(get_file_uris(self.inputs))),
-            ],
+            "inputs": [{"uri": uri} for uri in redact_uris(get_file_uris(self.inputs))],
         }
         store: Any = context.get("task_state_store")
+        prompts = _shorten_prompts(redact_parameters({"inputs": self.inputs}, redact)["inputs"])
+        if self.durable and prompts and store is not None:
+            try:
+                store.set(PROMPTS_KEY, {"prompts": prompts, "try_number": context["ti"].try_number})
+            except Exception as error:  # noqa: BLE001  # the store may raise anything, and the run needs no prompts
+                reason = type(error).__name__
+                log.warning("Airflow's task state store failed (%s): the UI shows no prompts", reason)
         if in_store and store is not None:
             store.set(DEFERRED_ARGUMENTS_KEY, {**texts, "try_number": context["ti"].try_number})
 

@@ -115,7 +115,7 @@ def test_function_returns_arguments(emulator: Emulator, tmp_path: Path, *, defer
     fields = get_rendered_fields(result.run_id)
     assert (fields["flow"], fields["output_path"]) == (FLOW, str(tmp_path))
     assert fields["parameters"] == LOW
-    assert fields["inputs"] == ([{"data": "A chair"}] if deferrable else ["A chair"])
+    assert fields["inputs"] == ([] if deferrable else ["A chair"])
 
 
 def test_function_returns_variables(emulator: Emulator) -> None:

@@ -58,6 +58,7 @@ from airflow_provider_flows.worker.task_state import (
     INPUT_ERROR_KEY,
     MAX_PREVIOUS_RUNS,
     PREVIOUS_RUNS_KEY,
+    PROMPTS_KEY,
     RECORD_KEY,
     iter_file_records,
 )
@@ -131,6 +132,7 @@ def load_task_instance(
             run_record=get_stored(RECORD_KEY),
             first_file_records=get_stored(FILES_KEY),
             batch_header=get_stored(HEADER_KEY),
+            prompts=get_stored(PROMPTS_KEY),
             input_error=_parse_input_error(get_stored(INPUT_ERROR_KEY), ti.try_number),
             team_name=get_dag_team(dag_id),
         )

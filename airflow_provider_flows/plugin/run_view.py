@@ -49,6 +49,7 @@ from airflow_provider_flows.plugin.task_data import (
     TaskKey,
     get_nonempty_str,
     get_recorded_run_ids,
+    get_shown_inputs,
     is_run_id,
     list_earlier_runs,
     parse_output_options,
@@ -288,7 +289,7 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
     view = RunView(
         flow_run_id,
         conn_id,
-        inputs=ti_data.fields.get("inputs"),
+        inputs=get_shown_inputs(ti_data),
         parameters=ti_data.fields.get("parameters"),
         output_options=parse_output_options(ti_data.fields),
         task_state=ti_data.state,
