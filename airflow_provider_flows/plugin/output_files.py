@@ -52,6 +52,7 @@ from airflow_provider_flows.plugin.present import (
 )
 from airflow_provider_flows.plugin.run_view import PAGE_TIMEOUT_SECONDS, Ownership, RunView, get_flows_hook
 from airflow_provider_flows.plugin.texts import to_safe_line
+from airflow_provider_flows.plugin.viewer import find_compression, has_other_files
 from airflow_provider_flows.storage.atomic_file import open_stored_file
 from airflow_provider_flows.storage.parallel import Pipe
 from airflow_provider_flows.storage.paths import file_names, get_file_path, to_uri
@@ -68,12 +69,6 @@ GLB_PREAMBLE = struct.Struct("<4sIIII")  # magic, version, file length; length a
 JSON_CHUNK_TYPE = 0x4E4F534A
 MAX_TRIANGLES = 10**12  # an implausible count is reported as this one
 MAX_GENERATOR_LENGTH = 200
-COMPRESSIONS = {  # by the extension of glTF
-    "KHR_draco_mesh_compression": "Draco",
-    "KHR_texture_basisu": "KTX2",
-    "EXT_meshopt_compression": "meshopt",
-    "KHR_meshopt_compression": "meshopt",
-}
 TRIANGLE_LIST, TRIANGLE_STRIP, TRIANGLE_FAN = 4, 5, 6  # modes of a glTF primitive
 # the names that tasks give to files; temporary files and saved responses start with a dot
 STORED_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._~-]*")
@@ -449,16 +444,8 @@ def parse_glb_header(head: bytes) -> ModelSchema:
         animations=len(_get_mappings(gltf, "animations")),
         generator=to_safe_line(generator)[:MAX_GENERATOR_LENGTH] if isinstance(generator, str) else None,
         compression=find_compression(gltf),
+        has_other_files=has_other_files(gltf),
     )
-
-
-def find_compression(gltf: Mapping[str, Any]) -> str | None:
-    """Return how a model is compressed, None if it is in no way that the viewer in the pages cannot read."""
-    names: list[Any] = []
-    for key in ("extensionsUsed", "extensionsRequired"):
-        value = gltf.get(key)
-        names += value if isinstance(value, list) else []
-    return next((label for name, label in COMPRESSIONS.items() if name in names), None)
 
 
 def _count_triangles(gltf: Mapping[str, Any]) -> int:

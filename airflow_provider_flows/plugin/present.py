@@ -205,7 +205,8 @@ class BatchPage(BaseModel):
 class ModelSchema(BaseModel):
     """Facts about a 3D model, from the header of its GLB file.
 
-    `compression` is the one that the viewer cannot read, None if it can read the file.
+    `compression` is the one that the viewer cannot read, None if it can read the file. `has_other_files` is
+    whether the model refers to files that are not stored with it.
     """
 
     meshes: int
@@ -215,6 +216,7 @@ class ModelSchema(BaseModel):
     animations: int
     generator: str | None = None
     compression: str | None = None
+    has_other_files: bool = False
 
 
 class OutputInfoSchema(BaseModel):

@@ -1,4 +1,4 @@
-"""The viewer of 3D models in the pages, `<model-viewer>`: one file of others, and what it needs of a page.
+"""The viewer of 3D models in the pages, `<model-viewer>`: its file, what it needs of a page, what it can show.
 
 The build adds the file to the package (`hatch_build.py`). An editable install without a network has none.
 """
@@ -10,9 +10,10 @@ import hashlib
 import logging
 import re
 from base64 import b64encode
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,12 @@ MISSING_WARNING = (
 )
 # the element styles its shadow root with a text that is always the same, so its hash can be allowed
 STYLE = re.compile(r"<style>([^`]*?)</style>")
+COMPRESSIONS = {  # by the extension of glTF
+    "KHR_draco_mesh_compression": "Draco",
+    "KHR_texture_basisu": "KTX2",
+    "EXT_meshopt_compression": "meshopt",
+    "KHR_meshopt_compression": "meshopt",
+}
 
 
 class Viewer(NamedTuple):
@@ -75,3 +82,23 @@ def load_viewer() -> Viewer | None:
 
 def _to_csp_hash(text: str) -> str:
     return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def find_compression(gltf: Mapping[str, Any]) -> str | None:
+    """Return how a model is compressed, None if it is in no way that the viewer in the pages cannot read."""
+    names = [name for key in ("extensionsUsed", "extensionsRequired") for name in _get_list(gltf, key)]
+    return next((label for name, label in COMPRESSIONS.items() if name in names), None)
+
+
+def has_other_files(gltf: Mapping[str, Any]) -> bool:
+    """Return whether a model refers to other files, which are not stored with it: geometry or textures.
+
+    The viewer would request them, from whatever host the model names. The pages' policy forbids that.
+    """
+    parts = [part for key in ("buffers", "images") for part in _get_list(gltf, key)]
+    return any(isinstance(part, Mapping) and "uri" in part for part in parts)
+
+
+def _get_list(gltf: Mapping[str, Any], key: str) -> list[Any]:
+    value = gltf.get(key)
+    return value if isinstance(value, list) else []

@@ -223,6 +223,24 @@ def test_a_compressed_model_is_recognised_by_its_header(
     assert output_files.parse_glb_header(head).compression == compression
 
 
+@pytest.mark.parametrize(
+    ("gltf", "has_other_files"),
+    [
+        ({"buffers": [{"byteLength": 8}], "images": [{"bufferView": 0}]}, False),
+        ({"buffers": {"uri": "x"}, "images": "uri"}, False),
+        ({"buffers": [{"uri": "https://other.example/model.bin"}]}, True),
+        ({"buffers": [None, {}], "images": [7, {"uri": "../../../connection/flows_default"}]}, True),
+    ],
+)
+def test_a_model_that_refers_to_other_files_is_recognised(
+    gltf: dict[str, Any], *, has_other_files: bool
+) -> None:
+    """The viewer would request them from the host that the model names, or from Airflow."""
+    chunk = json.dumps(gltf).encode()
+    head = struct.pack("<4sIIII", b"glTF", 2, 1000, len(chunk), output_files.JSON_CHUNK_TYPE) + chunk
+    assert output_files.parse_glb_header(head).has_other_files is has_other_files
+
+
 def test_the_size_of_a_model_at_the_service_is_that_of_its_header(client: TestClient) -> None:
     """The script asks before it loads a large one, and nothing but the header is read for that."""
     result = run_task("models_size", **CHAIR_ARGUMENTS)

@@ -8,6 +8,7 @@
   const NO_VIEWER = "This installation has no viewer for 3D models. Download the model instead.";
   const NO_WEBGL = "This browser shows no 3D, because WebGL is not available. Download the model instead.";
   const NO_MODEL = "This file is not a GLB 3D model, or its header is damaged. Download it to inspect it.";
+  const OTHER_FILES = "This model refers to other files, which are not loaded here. Download it instead.";
   const NOT_LOADED = "The model could not be displayed.";
   const infos = new WeakMap(); // by card
   let loading = null;
@@ -122,6 +123,8 @@
     const maxBytes = Number(document.body.dataset.maxUnaskedBytes);
     if (info.model.compression) {
       explain(view, `This model is compressed with ${info.model.compression}, which cannot be displayed here. Download it instead.`);
+    } else if (info.model.has_other_files) {
+      explain(view, OTHER_FILES);
     } else if (!document.body.dataset.viewer) {
       explain(view, NO_VIEWER);
     } else if (!hasWebgl()) {

@@ -167,9 +167,10 @@ def test_without_webgl(stage: BrowserStage) -> None:
     [
         (b"no model at all", "not a GLB 3D model"),
         (to_glb({"extensionsRequired": ["KHR_draco_mesh_compression"]}), "compressed with Draco"),
+        (to_glb({"images": [{"uri": "https://other.example/a.png"}]}), "refers to other files"),
         (to_glb({"asset": {"version": "2.0"}, "scenes": 7, "meshes": "x"}), "could not be displayed"),
     ],
-    ids=["no GLB", "Draco", "damaged"],
+    ids=["no GLB", "Draco", "other files", "damaged"],
 )
 def test_a_model_that_cannot_be_displayed(stage: BrowserStage, content: bytes, message: str) -> None:
     """The stage says why and what to do; a hostile name of the input's file is escaped in all titles."""
