@@ -1,4 +1,4 @@
-"""The viewer of 3D models in the pages, `<model-viewer>`: its file, what it needs of a page, what it can show.
+"""The viewer of 3D models in the pages, `<model-viewer>`: its file, its needs, and what it can display.
 
 The build adds the file to the package (`hatch_build.py`). An editable install without a network has none.
 """
