@@ -4,6 +4,8 @@
 CONSTRAINTS := constraints/py311-airflow-3.3.2.txt
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+# The build hook downloads it (hatch_build.py). pip hides the warning of the hook.
+VIEWER := airflow_provider_flows/plugin/viewer/model-viewer.js
 # Written last: an interrupted set-up has no stamp and is repeated.
 STAMP := $(VENV)/.complete
 PYTEST_ARGS ?=
@@ -99,6 +101,7 @@ rm -f $(1)/.complete && $$python -m venv $(1)
     hatch-fancy-pypi-readme
 @$(1)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(2) \
     --no-build-isolation --group dev --editable '.[emulator,images,parquet]'
+@test -f $(VIEWER) || echo "$(VIEWER) could not be downloaded: the pages will offer 3D models for download only." >&2
 @touch $(1)/.complete
 endef
 

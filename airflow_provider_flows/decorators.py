@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,6 +21,7 @@ from airflow_provider_flows.core.template_problems import (
     require_booleans,
 )
 from airflow_provider_flows.operators import RunFlowOperator
+from airflow_provider_flows.worker.task_state import PROMPTS_KEY
 from airflow_provider_flows.worker.template_check import FUNCTION_ARGUMENTS
 
 if TYPE_CHECKING:
@@ -29,11 +31,15 @@ if TYPE_CHECKING:
         PlainXComArg,
     )  # what Airflow returns, and what accepts `["outputs"]`
 
+log = logging.getLogger(__name__)
+
 RETURNABLE_ARGUMENTS = frozenset(RunFlowOperator.template_fields)
 DEFERRED_ARGUMENTS_KEY = "flow_deferred_arguments"  # in the task state store
 # the returned arguments that are needed after a deferral
 _DEFERRED_ARGUMENTS = ("flow", "flows_conn_id", "output_path", "output_conn_id", "output_name", "reuse_path")
 _REPORTED_ARGUMENTS = ("parameters", "inputs")  # those for OpenLineage and the UI
+
+MAX_SAVED_PROMPTS, MAX_SAVED_PROMPT_LENGTH = 20, 200  # in the task state store
 
 P = ParamSpec("P")
 
@@ -190,7 +196,8 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
 
         The trigger has it, and its event returns it. An XCom would not do, which other tasks and users may
         be able to write: they could have files stored elsewhere. Of the inputs only the files' URIs are
-        saved, for OpenLineage and the UI: prompts may be large.
+        saved there, for OpenLineage and the UI: prompts may be large, and Airflow logs the event. The UI has
+        the beginnings of a few prompts from the task state store.
 
         :param in_store: whether to save it in the task state store as well (Airflow 3.3 and later), because
             the decorator's own arguments do not serve if no event comes.
@@ -209,6 +216,13 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
             "inputs": [{"uri": uri} for uri in redact_uris(get_file_uris(self.inputs))],
         }
         store: Any = context.get("task_state_store")
+        prompts = _shorten_prompts(redact_parameters({"inputs": self.inputs}, redact)["inputs"])
+        if self.durable and prompts and store is not None:
+            try:
+                store.set(PROMPTS_KEY, {"prompts": prompts, "try_number": context["ti"].try_number})
+            except Exception as error:  # noqa: BLE001  # the store may raise anything, and the run needs no prompts
+                reason = type(error).__name__
+                log.warning("Airflow's task state store failed (%s): the UI shows no prompts", reason)
         if in_store and store is not None:
             store.set(DEFERRED_ARGUMENTS_KEY, {**texts, "try_number": context["ti"].try_number})
 
@@ -259,6 +273,20 @@ def to_arguments(returned: Any) -> dict[str, Any]:
         )
         raise FlowInputError(message)
     return {"inputs": returned}
+
+
+def _shorten_prompts(inputs: Any) -> list[str]:
+    """Return the beginnings of the first prompts among inputs, and of variables, with their names.
+
+    Content of files is left out.
+    """
+    if isinstance(inputs, Mapping) and not inputs.keys() & {"data", "uri", "outputs"}:
+        texts: list[Any] = [f"{name}: {text}" for name, text in inputs.items() if isinstance(text, str)]
+    else:
+        items = inputs if isinstance(inputs, list | tuple) else [inputs]
+        texts = [item.get("data") if isinstance(item, Mapping) else item for item in items]
+    prompts = [text for text in texts if isinstance(text, str) and not text.startswith("data:")]
+    return [text[:MAX_SAVED_PROMPT_LENGTH] for text in prompts[:MAX_SAVED_PROMPTS]]
 
 
 def _reject_unknown_arguments(names: set[str]) -> None:

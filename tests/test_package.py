@@ -68,7 +68,8 @@ def test_wheel_contains_only_the_package(distributions: Distributions) -> None:
 def test_sdist_contains_everything_for_development(distributions: Distributions) -> None:
     """The source distribution contains the package, tests, examples, tools and docs, and no stray file."""
     files = {"README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md", "pyproject.toml", "Makefile"}
-    needed = {*files, f"{PACKAGE}/py.typed"}
+    viewer = f"{PACKAGE}/plugin/viewer/model-viewer.js"  # so that its wheel can be built without a network
+    needed = {*files, "THIRD_PARTY_NOTICES.md", "hatch_build.py", f"{PACKAGE}/py.typed", viewer}
     assert needed <= distributions.sdist
     folders = {name.partition("/")[0] for name in distributions.sdist if "/" in name}
     assert {PACKAGE, "tests", "tools", "example_dags", "constraints"} <= folders
@@ -81,7 +82,8 @@ def test_metadata_names_the_package_and_its_requirements(distributions: Distribu
     metadata = distributions.metadata
     assert metadata["Name"] == "airflow-provider-flows"
     assert metadata["Version"] == airflow_provider_flows.__version__
-    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-Expression"] == "Apache-2.0 AND MIT AND BSD-3-Clause"
+    assert set(metadata.get_all("License-File", [])) == {"LICENSE", "THIRD_PARTY_NOTICES.md"}
     assert metadata["Requires-Python"] == ">=3.11"
     assert "Framework :: Apache Airflow :: Provider" in metadata.get_all("Classifier", [])
     assert set(metadata.get_all("Provides-Extra", [])) == {

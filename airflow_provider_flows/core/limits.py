@@ -82,6 +82,8 @@ MAX_STALL_SECONDS = 60.0
 MAX_SLOT_WAIT_SECONDS = 10.0  # until a download of the same output has ended
 MAX_SERVED_BYTES = 2048 * MIB  # of a file from a service, or one whose digest is computed before it is sent
 MAX_IMAGE_BYTES = 32 * MIB
+MAX_MODEL_BYTES = 256 * MIB  # of a 3D model in the viewer; the browser has all of it in memory
+MAX_UNASKED_MODEL_BYTES = 32 * MIB  # of one that is displayed without a click
 MAX_CHECKED_INFO_BYTES = 256 * MIB  # of a file whose digest is computed before its header is shown
 MAX_GLB_HEADER_BYTES = 8 * MIB  # of the JSON chunk; models with thousands of parts have less
 

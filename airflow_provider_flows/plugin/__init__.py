@@ -7,7 +7,8 @@ therefore an ASGI app that imports the pages on the first request. It adds secur
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -24,18 +25,22 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 # The pages load only their own files, can be framed only by Airflow, and are not cached.
+CONTENT_SECURITY_POLICY = {
+    "default-src": "'none'",
+    "style-src": "'self'",
+    "script-src": "'self'",
+    "img-src": "'self'",
+    "connect-src": "'self'",
+    "frame-ancestors": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'self'",
+}
 HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
-        "frame-ancestors 'self'; base-uri 'none'; form-action 'self'"
-    ),
     "x-content-type-options": "nosniff",
-    "cache-control": "no-store",
+    "cache-control": "no-store",  # a route may set another one
     "referrer-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-_ENCODED_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-_OWN_HEADER_NAMES = {name for name, _ in _ENCODED_HEADERS}
 UNAVAILABLE_WARNING = (
     "The Flow runs pages are not available in this version of Airflow: %s. "
     "All other parts of the provider work"
@@ -65,12 +70,7 @@ class LazyApp:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                other_headers = [
-                    (name, value)
-                    for name, value in message.get("headers", ())
-                    if name.lower() not in _OWN_HEADER_NAMES
-                ]
-                message = {**message, "headers": [*other_headers, *_ENCODED_HEADERS]}
+                message = {**message, "headers": _add_own_headers(message.get("headers", ()))}
             await send(message)
 
         await self._get_app()(scope, receive, send_with_headers)
@@ -80,6 +80,30 @@ class LazyApp:
             if self._app is None:
                 self._app = _create_app()
             return self._app
+
+
+@cache
+def get_headers() -> dict[str, str]:
+    """Return the headers of each response.
+
+    The Content Security Policy allows what the viewer of 3D models needs, if this installation has one.
+    """
+    from airflow_provider_flows.plugin.viewer import load_viewer  # only for the pages
+
+    viewer = load_viewer()
+    policy = CONTENT_SECURITY_POLICY | ({} if viewer is None else viewer.get_policy())
+    return {
+        "content-security-policy": "; ".join(f"{name} {sources}" for name, sources in policy.items()),
+        **HEADERS,
+    }
+
+
+def _add_own_headers(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return a response's headers with the own ones. A route may have set `cache-control`."""
+    own = {name.encode(): value.encode() for name, value in get_headers().items()}
+    if any(name.lower() == b"cache-control" for name, _ in headers):
+        del own[b"cache-control"]
+    return [*((name, value) for name, value in headers if name.lower() not in own), *own.items()]
 
 
 def _create_app() -> App:

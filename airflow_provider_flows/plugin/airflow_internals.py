@@ -40,7 +40,7 @@ from airflow.sdk.execution_time.comms import XComResult
 from airflow.sdk.execution_time.xcom import resolve_xcom_backend
 from airflow.utils.session import create_session
 from fastapi import Depends
-from sqlalchemy import select
+from sqlalchemy import String, cast, or_, select
 
 from airflow_provider_flows.batch.records import HEADER_KEY, BatchRecords
 from airflow_provider_flows.compat import connections_have_teams, has_attempts, load_state_backend
@@ -58,6 +58,7 @@ from airflow_provider_flows.worker.task_state import (
     INPUT_ERROR_KEY,
     MAX_PREVIOUS_RUNS,
     PREVIOUS_RUNS_KEY,
+    PROMPTS_KEY,
     RECORD_KEY,
     iter_file_records,
 )
@@ -88,6 +89,7 @@ TASK_ARGUMENTS = (
     "flow_run_id",
 )
 CONNECTION_FIELDS = ("conn_type", "description", "host", "schema", "login", "password", "port", "extra")
+MAX_FLOW_RUN_TASKS = 100
 OFFICIAL_PROVIDERS_PREFIX = "airflow.providers."  # their hooks run no flows and are slow to import
 
 
@@ -130,6 +132,7 @@ def load_task_instance(
             run_record=get_stored(RECORD_KEY),
             first_file_records=get_stored(FILES_KEY),
             batch_header=get_stored(HEADER_KEY),
+            prompts=get_stored(PROMPTS_KEY),
             input_error=_parse_input_error(get_stored(INPUT_ERROR_KEY), ti.try_number),
             team_name=get_dag_team(dag_id),
         )
@@ -203,23 +206,62 @@ def _load_earlier_runs(attempts: Sequence[Attempt], session: Any) -> tuple[tuple
     tries = {attempt.row.id: attempt.row.try_number for attempt in attempts[:MAX_PREVIOUS_RUNS]}
     if not tries:
         return ()
-    rows = session.scalars(_select_xcoms(tries, (RUN_ID_KEY,)))
+    rows = session.scalars(_select_xcoms(_select_attempts(tries), (RUN_ID_KEY,)))
     runs = {tries[row.task_instance_id]: XComModel.deserialize_value(row) for row in rows}
     return tuple((runs[number], number) for number in sorted(runs, reverse=True))
 
 
-def _select_xcoms(attempt_ids: Collection[UUID], names: Collection[str]) -> Any:
-    """Return the query of attempts' XComs, on Airflow 3.4 and later."""
+def _select_xcoms(producers: Any, names: Collection[str]) -> Any:
+    """Return the query of attempts' XComs, on Airflow 3.4 and later.
+
+    :param producers: the query of the attempts' ids.
+    """
     from airflow.models.xcom import build_xcom_read_query, xcom_entity
 
-    producers = select(TaskInstance.id).where(TaskInstance.id.in_(attempt_ids))
     query = build_xcom_read_query(producer_ids=producers)
     return query.where(xcom_entity(query).key.in_(names)).execution_options(include_all_attempts=True)
 
 
+def _select_attempts(ids: Collection[UUID]) -> Any:
+    return select(TaskInstance.id).where(TaskInstance.id.in_(ids))
+
+
+def find_flow_run_tasks(dag_id: str, run_id: str, flow_run_ids: Collection[str]) -> dict[str, TaskKey]:
+    """Return the task instances of a DAG run that have started these flow runs, by XCom, with one query."""
+    has_rows_of_tries = has_attempts(TaskInstance)
+    if has_rows_of_tries:
+        attempts = select(TaskInstance.id).filter_by(dag_id=dag_id, run_id=run_id)
+        query = _select_xcoms(attempts, (RUN_ID_KEY,))
+    else:
+        query = select(XComModel).filter_by(dag_id=dag_id, run_id=run_id, key=RUN_ID_KEY)
+    text = cast(query.selected_columns.value, String)  # whatever the database stores JSON as
+    matches = [text.contains(one, autoescape=True) for one in flow_run_ids if one]
+    with create_session() as session:
+        rows = session.scalars(query.where(or_(*matches)).limit(MAX_FLOW_RUN_TASKS)).all()
+        ids = [row.task_instance_id for row in rows] if has_rows_of_tries else []
+        keys = _load_attempt_keys(ids, session) if ids else [_get_xcom_key(row) for row in rows]
+        return {XComModel.deserialize_value(row): key for row, key in zip(rows, keys, strict=True)}
+
+
+def _get_xcom_key(row: Any) -> TaskKey:
+    return TaskKey(row.dag_id, row.run_id, row.task_id, row.map_index)
+
+
+def _load_attempt_keys(ids: Sequence[UUID], session: Any) -> list[TaskKey]:
+    """Return the keys of attempts, on Airflow 3.4 and later."""
+    query = select(TaskInstance).where(TaskInstance.id.in_(ids)).execution_options(include_all_attempts=True)
+    keys = {
+        ti.id: TaskKey(ti.dag_id, ti.run_id, ti.task_id, ti.region_index)._replace(
+            region_id=str(ti.region_id) if ti.region_id.int else None
+        )
+        for ti in session.scalars(query)
+    }
+    return [keys[one] for one in ids]
+
+
 def _load_stored_xcoms(attempt: Attempt, names: Collection[str], session: Any) -> dict[str, Any]:
     if has_attempts(TaskInstance):
-        query = _select_xcoms((attempt.row.id,), names)
+        query = _select_xcoms(_select_attempts((attempt.row.id,)), names)
     else:
         query = select(XComModel).filter_by(**attempt.key.to_filters()).where(XComModel.key.in_(names))
     return {row.key: XComModel.deserialize_value(row) for row in session.scalars(query)}

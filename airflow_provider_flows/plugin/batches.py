@@ -2,8 +2,8 @@
 
 The items are the lines of the batch's manifest, at the place below the task's `output_path` where the worker
 writes it; no XCom selects another file. A line counts if its flow run is one of those that the batch has
-recorded in Airflow's task state store, so that the manifest of another batch in the same folder is not shown.
-Without records, the task must have returned the manifest's URI.
+recorded in Airflow's task state store, so that no other batch's manifest in this folder is shown. Without
+records, the task must have returned the manifest's URI.
 
 A large manifest is read once after each change, in a thread; only its index is cached, not its lines.
 """
@@ -35,7 +35,7 @@ from airflow_provider_flows.plugin.cache import (
     CachedResponse,
     get_storage_pool,
 )
-from airflow_provider_flows.plugin.present import BatchPage, sort_states, to_item_schema, to_safe_line
+from airflow_provider_flows.plugin.present import BatchPage, sort_states, to_item_schema
 from airflow_provider_flows.plugin.run_view import (
     PAGE_POLL_SECONDS,
     TASK_ACTIVE_STATES,
@@ -52,6 +52,7 @@ from airflow_provider_flows.plugin.task_data import (
     parse_output_options,
     parse_outputs,
 )
+from airflow_provider_flows.plugin.texts import to_safe_line
 from airflow_provider_flows.storage.batch_manifest import MANIFEST_TOO_LARGE, ManifestIndex, hash_run
 from airflow_provider_flows.storage.paths import to_uri
 
@@ -117,8 +118,7 @@ class Batch:
     @property
     def service(self) -> str:
         """The name of the service; empty before the task has returned it."""
-        service = self.result.get("service")
-        return to_safe_line(service) if isinstance(service, str) else ""
+        return to_safe_line(get_nonempty_str(self.result, "service") or "")
 
     @property
     def is_active(self) -> bool:

@@ -30,12 +30,15 @@ from airflow_provider_flows.plugin.cache import (
     estimate_size,
     get_storage_pool,
 )
-from airflow_provider_flows.plugin.present import RunListSchema, to_run_schema, to_safe_line, to_small_run
+from airflow_provider_flows.plugin.present import RunListSchema, to_run_schema, to_small_run
+from airflow_provider_flows.plugin.run_origins import Origin, load_origins, to_task_key
 from airflow_provider_flows.plugin.run_view import (
     INVALID_KEY_NOTE,
     get_flows_hook,
+    get_small_stamp,
     run_for_page,
 )
+from airflow_provider_flows.plugin.texts import to_safe_line
 from airflow_provider_flows.storage.paths import to_object_path
 
 RUNS_PER_PAGE = 25
@@ -67,17 +70,22 @@ SORT_FUNCTIONS: dict[str, Callable[[FlowRun], Any]] = {
 class ListQuery:
     """Filters, order and page of a list of runs.
 
+    :param search: a part of the id, of the flow, or of the DAG or task that started the run, in any case.
     :param sort: a key of `SORT_FUNCTIONS`, with a leading minus for descending order.
     """
 
     state: str = ""
     flow: str = ""
+    search: str = ""
     sort: str = "-created"
     page: int = 1
 
     def matches(self, run: FlowRun) -> bool:
         """Return whether a run passes the filters."""
-        return self.state in {"", run.state.value} and self.flow in {"", run.flow}
+        key = to_task_key(run) if self.search else None
+        texts = [run.flow_run_id, run.flow or "", *((key.dag_id, key.task_id) if key else ())]
+        is_found = any(self.search.lower() in text.lower() for text in texts)
+        return is_found and self.state in {"", run.state.value} and self.flow in {"", run.flow}
 
     def sort_runs(self, runs: list[FlowRun]) -> list[FlowRun]:
         """Return the runs in order; those without the value to sort by are last."""
@@ -102,18 +110,33 @@ class _RunListing:
     total: int = 0
 
 
+async def _get_listing(conn_id: str, team_name: str | None) -> CachedResponse[_RunListing]:
+    return await RESPONSE_CACHE.get(
+        ("runs", conn_id, team_name),
+        lambda: _load_listing(conn_id, team_name),
+        _get_listing_ttl,
+        pool=conn_id,
+    )
+
+
+async def get_origins(
+    conn_id: str, run_list: RunListSchema, user: Any, team_name: str | None = None
+) -> dict[str, Origin]:
+    """Return the tasks that started the runs on a page, by flow run id, if the user may read their DAGs."""
+    response = await _get_listing(conn_id, team_name)
+    shown = {run.flow_run_id for run in run_list.runs}
+    listed = response.value.runs if response.value is not None else ()
+    keys = {run.flow_run_id: key for run in listed if run.flow_run_id in shown and (key := to_task_key(run))}
+    return await run_in_threadpool(load_origins, keys, user)
+
+
 async def get_run_list(conn_id: str, query: ListQuery, team_name: str | None = None) -> RunListSchema:
     """Return one page of a connection's runs.
 
     :param team_name: the team on whose behalf the connection is looked up, here and below; None for none.
     :raises FlowInputError: the connection does not exist, or its type is not one of a flow service.
     """
-    response = await RESPONSE_CACHE.get(
-        ("runs", conn_id, team_name),
-        lambda: _load_listing(conn_id, team_name),
-        _get_listing_ttl,
-        pool=conn_id,
-    )
+    response = await _get_listing(conn_id, team_name)
     if isinstance(response.error, FlowInputError):
         raise FlowInputError(str(response.error))  # the cached one would hold this request
     if response.value is None:
@@ -190,7 +213,7 @@ def _load_listing(conn_id: str, team_name: str | None) -> _RunListing:
     runs_with_forecast = [
         small_run if run.is_final else replace(small_run, expected_end_epoch=expected_end(run, now))
         for run in runs
-        for small_run in [to_small_run(run)]
+        for small_run in [replace(to_small_run(run), additional=get_small_stamp(run))]
     ]
     return _RunListing(
         service.name,

@@ -23,9 +23,11 @@ from starlette.routing import Match
 
 from airflow_provider_flows.core.exceptions import FlowServiceError
 from airflow_provider_flows.core.graph import FlowGraph
+from airflow_provider_flows.core.limits import MAX_UNASKED_MODEL_BYTES
 from airflow_provider_flows.drawing import STYLE, to_svg
 from airflow_provider_flows.plugin.cache import TOO_MANY_REQUESTS
-from airflow_provider_flows.plugin.present import to_safe_line
+from airflow_provider_flows.plugin.texts import to_safe_line
+from airflow_provider_flows.plugin.viewer import load_viewer
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -49,9 +51,11 @@ ITEM_STATE_CLASSES = {
     "invalid": "failed",
     "aborted": "aborted",
 }
+TIME_FORMATS = {"time": "%H:%M:%S", "minute": "%H:%M"}
 STATIC_MEDIA_TYPES = {
     "flows.css": "text/css",
     "flows.js": "text/javascript",
+    "cards.js": "text/javascript",
     "icon.svg": "image/svg+xml",
     "icon-dark.svg": "image/svg+xml",
 }
@@ -155,11 +159,18 @@ def _environment() -> Environment:
         duration=format_duration,
         percent=format_percent,
         timestamp=format_timestamp,
+        size_change=format_size_change,
+        time_left=format_time_left,
         shorten_id=shorten_id,
         rate=format_rate,
         state_class=get_state_class,
     )
-    environment.globals.update(query=to_query, picture=draw_picture)
+    environment.globals.update(
+        query=to_query,
+        picture=draw_picture,
+        get_viewer=load_viewer,
+        max_unasked_bytes=MAX_UNASKED_MODEL_BYTES,
+    )
     return environment
 
 
@@ -193,6 +204,26 @@ def format_size(count: int | None) -> str:
     return f"{count / 1000**power:.{digits}f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
+def format_size_change(before: int | None, after: int | None) -> str:
+    """Format two sizes, with one unit if it is the same: `143 → 13.2 kB`; empty if one is unknown."""
+    if before is None or after is None:
+        return ""
+    one, other = format_size(before), format_size(after)
+    if one.rpartition(" ")[2] == other.rpartition(" ")[2]:
+        one = one.rpartition(" ")[0]
+    return f"{one} → {other}"
+
+
+def format_time_left(seconds: float | None) -> str:
+    """Format the time until an expected end: seconds near it, and else minutes."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
 def format_duration(seconds: float | None) -> str:
     """Format a number of seconds."""
     if seconds is None:
@@ -224,11 +255,15 @@ def format_percent(progress: float) -> str:
     return f"{int(progress * 100)} %"
 
 
-def format_timestamp(when: datetime | None) -> Markup:
-    """Return a `<time>` element in UTC, which the script converts to the user's time zone in Airflow."""
+def format_timestamp(when: datetime | None, form: str = "") -> Markup:
+    """Return a `<time>` element in UTC, which the script converts to the user's time zone in Airflow.
+
+    :param form: `time` for the time of day, `minute` for that without seconds, else date and time.
+    """
     if when is None:
         return Markup('<span class="nothing">{}</span>').format(NO_VALUE)
-    return Markup('<time datetime="{}">{:%Y-%m-%d %H:%M:%S} UTC</time>').format(when.isoformat(), when)
+    text = f"{when:{TIME_FORMATS.get(form, '%Y-%m-%d %H:%M:%S')}}"
+    return Markup('<time datetime="{}" data-form="{}">{} UTC</time>').format(when.isoformat(), form, text)
 
 
 def shorten_id(flow_run_id: str) -> str:

@@ -34,6 +34,7 @@ from airflow_provider_flows.core.limits import (
     MAX_CHECKED_INFO_BYTES,
     MAX_GLB_HEADER_BYTES,
     MAX_IMAGE_BYTES,
+    MAX_MODEL_BYTES,
     MAX_SERVED_BYTES,
 )
 from airflow_provider_flows.core.payload import data_uri
@@ -48,9 +49,10 @@ from airflow_provider_flows.plugin.present import (
     ModelSchema,
     OutputInfoSchema,
     is_link,
-    to_safe_line,
 )
 from airflow_provider_flows.plugin.run_view import PAGE_TIMEOUT_SECONDS, Ownership, RunView, get_flows_hook
+from airflow_provider_flows.plugin.texts import to_safe_line
+from airflow_provider_flows.plugin.viewer import find_compression, has_other_files
 from airflow_provider_flows.storage.atomic_file import open_stored_file
 from airflow_provider_flows.storage.parallel import Pipe
 from airflow_provider_flows.storage.paths import file_names, get_file_path, to_uri
@@ -213,6 +215,19 @@ def open_image(view: RunView, number: int) -> tuple[OpenFile, str]:
     return file, str(media_type)
 
 
+def open_model(view: RunView, number: int) -> tuple[OpenFile, str]:
+    """Open a 3D model, if its first bytes show that it is a GLB file; return its media type, too.
+
+    :raises NoFileError: the output does not exist, cannot be read, is too large or is not such a model.
+    """
+    file = open_output(view, number, MAX_MODEL_BYTES)
+    is_model = data_uri.sniff(file.peek(SNIFF_BYTES)) == data_uri.GLB
+    if not is_model or (file.size or 0) > MAX_MODEL_BYTES:
+        file.close()
+        raise NoFileError("This output is not a 3D model that can be shown here. Download it instead.")
+    return file, data_uri.GLB
+
+
 def load_output_info(view: RunView, number: int) -> OutputInfoSchema:
     """Return the media type of an output's file, and the facts in a GLB file's header; no more is sent.
 
@@ -231,7 +246,12 @@ def load_output_info(view: RunView, number: int) -> OutputInfoSchema:
     except ValueError as error:
         log.info("The GLB header of output %s cannot be parsed: %s", output.name, error)
         model = None
-    return OutputInfoSchema(media_type=media_type, is_image=media_type in SAFE_IMAGE_TYPES, model=model)
+    size = output.size
+    if size is None and model is not None:
+        size = GLB_PREAMBLE.unpack_from(data)[2]  # as the header has it
+    return OutputInfoSchema(
+        media_type=media_type, size=size, is_image=media_type in SAFE_IMAGE_TYPES, model=model
+    )
 
 
 def _get_output(view: RunView, number: int) -> tuple[FlowOutput, str]:
@@ -423,6 +443,8 @@ def parse_glb_header(head: bytes) -> ModelSchema:
         textures=len(_get_mappings(gltf, "textures")),
         animations=len(_get_mappings(gltf, "animations")),
         generator=to_safe_line(generator)[:MAX_GENERATOR_LENGTH] if isinstance(generator, str) else None,
+        compression=find_compression(gltf),
+        has_other_files=has_other_files(gltf),
     )
 
 

@@ -6,32 +6,38 @@ bounded and control characters replaced. The schemas contain no secrets and no s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from hashlib import sha256
 from itertools import islice
 from typing import Any, Literal
 
-from airflow.providers.common.compat.sdk import redact
 from pydantic import BaseModel
 
 from airflow_provider_flows.core.flow_run import ERROR, FlowOutput, FlowRun, FlowState
 from airflow_provider_flows.core.payload.data_uri import GLB
-from airflow_provider_flows.core.redaction import MAX_PARAMETERS, find_signatures, redact_parameters
+from airflow_provider_flows.core.redaction import MAX_PARAMETERS, find_signatures
 from airflow_provider_flows.core.timestamps import parse_timestamp
 from airflow_provider_flows.plugin.cache import estimate_size
+from airflow_provider_flows.plugin.texts import (
+    InputSchema,
+    replace_surrogates,
+    to_optional_safe_line,
+    to_output_title,
+    to_safe_line,
+)
 from airflow_provider_flows.storage.paths import StorageLocation
 
 # image types in which a browser executes nothing
 SAFE_IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 MAX_TEXT_PREVIEW_LENGTH = 20_000  # characters of a text output
-MAX_LINE_LENGTH = 2_000  # characters of a name, an error message or an input
 MAX_PARAMETER_BYTES = 32 * 1024  # of one parameter of a run in memory
 MAX_OUTPUTS_PER_PAGE = 200
 MAX_OUTPUTS_PER_ITEM = 4  # in the table of a batch; the page of an item has all
 MAX_LISTED_TEXT_LENGTH = 200  # characters of a text there
 ITEM_STATE_ORDER = ("completed", "failed", "invalid", "aborted", "fetching", "active", "pending", "skipped")
+MIN_SURE_PROGRESS = 0.25  # below it, the expected end is given to the minute
 MAX_ATTEMPTS = 1_000_000  # that are plausible
 OUTPUT_PATH_HINT = "Set output_path to have the task store the file."
 LINK_NOTE = f"This output is an expiring link, which is not shown. {OUTPUT_PATH_HINT}"
@@ -41,13 +47,17 @@ OutputKind = Literal["image", "text", "file", "inspectable"]
 class OutputSchema(BaseModel):
     """One output of a flow run.
 
-    `number` is its index among the run's outputs and identifies it in URLs; `location` is the URI of its
-    stored file. `kind` is "inspectable" if the first bytes of the file have to be read: for a model or an
-    unknown media type.
+    `number` is its index among the run's outputs and identifies it in URLs; `version` changes with its file.
+    `title` is its name, or what was asked for if that is an id. `location` is the URI of its stored file.
+    `kind` is "inspectable" if the first bytes of the file have to be read: for a model or an unknown media
+    type.
     """
 
     number: int
+    version: str
     name: str
+    title: str
+    asset_id: str | None = None
     kind: OutputKind
     status: str
     media_type: str | None = None
@@ -65,8 +75,9 @@ class OutputSchema(BaseModel):
 class RunSchema(BaseModel):
     """One flow run.
 
-    Timestamps are in UTC, `progress` is 0.0 to 1.0, `duration` is in seconds and counts up to now for an
-    active run.
+    Timestamps are in UTC, `progress` is 0.0 to 1.0. `duration` is in seconds and counts up to now for an
+    active run. `seconds_left` is the time until the expected end, which `is_rough` while there is little
+    progress.
     """
 
     flow_run_id: str
@@ -80,15 +91,10 @@ class RunSchema(BaseModel):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     expected_end: datetime | None = None
+    seconds_left: float | None = None
+    is_rough: bool = False
     duration: float | None = None
     error: str | None = None
-
-
-class InputSchema(BaseModel):
-    """One input; `name` is the name of a variable or the input's number, from 1."""
-
-    name: str
-    text: str
 
 
 class PreviousRunSchema(BaseModel):
@@ -103,11 +109,16 @@ class RunPage(BaseModel):
 
     `run` is None if there is no run or nothing is known about it; `note` then has the reason. With
     `is_error`, `note` is an error. `refresh_after` is the number of seconds until the next poll, None if
-    nothing will change. `version` changes whenever anything but progress and times does.
+    nothing will change. `version` changes whenever anything but progress and times does. `title` is what was
+    asked for. `next_step` is what can be done about a run that did not complete. The outputs of a task that
+    still stores them are not displayed yet: `is_storing`.
     """
 
     version: str = ""
+    title: str = ""
     run: RunSchema | None = None
+    next_step: str | None = None
+    is_storing: bool = False
     inputs: list[InputSchema] = []
     parameters: dict[str, Any] = {}
     outputs: list[OutputSchema] = []
@@ -192,7 +203,11 @@ class BatchPage(BaseModel):
 
 
 class ModelSchema(BaseModel):
-    """Facts about a 3D model, from the header of its GLB file."""
+    """Facts about a 3D model, from the header of its GLB file.
+
+    `compression` is the one that the viewer cannot read, None if it can read the file. `has_other_files` is
+    whether the model refers to files that are not stored with it.
+    """
 
     meshes: int
     triangles: int
@@ -200,12 +215,15 @@ class ModelSchema(BaseModel):
     textures: int
     animations: int
     generator: str | None = None
+    compression: str | None = None
+    has_other_files: bool = False
 
 
 class OutputInfoSchema(BaseModel):
     """Facts about an output's file, from its first bytes."""
 
     media_type: str | None = None
+    size: int | None = None
     is_image: bool = False
     model: ModelSchema | None = None
 
@@ -218,10 +236,11 @@ def to_run_schema(run: FlowRun, now: float) -> RunSchema:
     duration = run.duration
     if duration is None and run.started_at is not None and not run.is_final:
         duration = max(0.0, now - run.started_at.timestamp())
+    expected_end = None if run.is_final else run.expected_end
     return RunSchema(
         flow_run_id=run.flow_run_id,
         service=run.service,
-        flow=_to_optional_safe_line(run.flow),
+        flow=to_optional_safe_line(run.flow),
         state=run.state,
         raw_state=to_safe_line(run.raw_state or run.state.value),
         is_final=run.is_final,
@@ -229,71 +248,35 @@ def to_run_schema(run: FlowRun, now: float) -> RunSchema:
         created_at=run.created_at,
         started_at=run.started_at,
         finished_at=run.finished_at,
-        expected_end=None if run.is_final else run.expected_end,
+        expected_end=expected_end,
+        seconds_left=None if expected_end is None else max(0.0, expected_end.timestamp() - now),
+        is_rough=expected_end is not None and run.progress < MIN_SURE_PROGRESS,
         duration=duration,
-        error=_to_optional_safe_line(run.error),
+        error=to_optional_safe_line(run.error),
     )
 
 
-def to_parameters(parameters: Any) -> dict[str, Any]:
-    """Return parameters with their secrets redacted; a mapping rendered as JSON text is parsed first."""
-    redacted = redact_parameters(
-        _parse_json_text(parameters) if isinstance(parameters, str) else parameters, redact
-    )
-    cleaned: dict[str, Any] = json.loads(_replace_surrogates(json.dumps(redacted, ensure_ascii=False)))
-    return cleaned
-
-
-def to_input_schemas(inputs: Any) -> list[InputSchema]:
-    """Convert inputs in any form that `RunFlowOperator` accepts; redact secrets, shorten data URIs."""
-    if isinstance(inputs, str):
-        inputs = _parse_json_text(inputs)
-    if isinstance(inputs, Mapping) and not {"data", "uri", "outputs"} & inputs.keys():
-        items_by_name = [(str(name), value) for name, value in inputs.items()]
-    else:
-        items = inputs if isinstance(inputs, list | tuple) else [] if inputs is None else [inputs]
-        items_by_name = [(str(number), item) for number, item in enumerate(items, 1)]
-    redacted = redact_parameters(dict(items_by_name), redact)
-    return [
-        InputSchema(name=to_safe_line(name), text=_replace_surrogates(_to_input_text(value)))
-        for name, value in redacted.items()
-    ]
-
-
-def _parse_json_text(text: str) -> Any:
-    """Return the list or mapping that Airflow stored as JSON text, or else the text itself."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, list | dict) else text
-
-
-def _to_input_text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        value = next(
-            (value[key] for key in ("data", "uri", "value", "name") if isinstance(value.get(key), str)), value
-        )
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    if text.startswith("data:") and "," in text:
-        prefix, _, data = text.partition(",")
-        return f"{to_safe_line(prefix)},… ({len(data):,} characters)"
-    return text if len(text) <= MAX_LINE_LENGTH else f"{text[:MAX_LINE_LENGTH]}…"
-
-
-def to_output_schemas(outputs: Iterable[FlowOutput], *, is_at_service: bool) -> list[OutputSchema]:
+def to_output_schemas(
+    outputs: Iterable[FlowOutput], *, is_at_service: bool, title: str = ""
+) -> list[OutputSchema]:
     """Convert outputs, up to `MAX_OUTPUTS_PER_PAGE`.
 
     :param is_at_service: whether outputs without a stored file can be downloaded from the service.
+    :param title: what was asked for.
     """
     return [
-        _to_output_schema(number, output, is_at_service=is_at_service)
-        for number, output in enumerate(outputs)
-        if number < MAX_OUTPUTS_PER_PAGE
+        _to_output_schema(number, output, is_at_service=is_at_service, title=title)
+        for number, output in enumerate(islice(outputs, MAX_OUTPUTS_PER_PAGE))
     ]
 
 
-def _to_output_schema(number: int, output: FlowOutput, *, is_at_service: bool) -> OutputSchema:
+def get_output_version(output: FlowOutput) -> str:
+    """Return what identifies an output's file in the URL under which a browser caches it."""
+    parts = (output.asset_id, output.uri, output.size, output.sha256)
+    return sha256(repr(parts).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _to_output_schema(number: int, output: FlowOutput, *, is_at_service: bool, title: str) -> OutputSchema:
     link = is_link(output)
     text = None if link else output.value
     has_file = output.uri is not None or (
@@ -304,17 +287,20 @@ def _to_output_schema(number: int, output: FlowOutput, *, is_at_service: bool) -
         size = len(text.encode("utf-8", "replace"))
     return OutputSchema(
         number=number,
+        version=get_output_version(output),
         name=to_safe_line(output.name),
+        title=to_safe_line(to_output_title(output.name, output.asset_id, title)),
+        asset_id=to_optional_safe_line(output.asset_id),
         kind=_get_output_kind(output, text),
         status=to_safe_line(output.status),
-        media_type=_to_optional_safe_line(output.media_type),
+        media_type=to_optional_safe_line(output.media_type),
         size=size,
-        sha256=_to_optional_safe_line(output.sha256),
+        sha256=to_optional_safe_line(output.sha256),
         location=_to_location(output.uri),
-        text=None if text is None else _replace_surrogates(text[:MAX_TEXT_PREVIEW_LENGTH]),
+        text=None if text is None else replace_surrogates(text[:MAX_TEXT_PREVIEW_LENGTH]),
         is_truncated=text is not None and (len(text) > MAX_TEXT_PREVIEW_LENGTH or output.uri is not None),
-        error=_to_optional_safe_line(output.error),
-        warning=_to_optional_safe_line(output.warning),
+        error=to_optional_safe_line(output.error),
+        warning=to_optional_safe_line(output.warning),
         note=LINK_NOTE if link and output.uri is None else None,
         is_downloadable=output.status != ERROR and (has_file or text is not None),
     )
@@ -347,7 +333,7 @@ def to_item_schema(
         started_at=parse_timestamp(line.get("started_at")),
         finished_at=parse_timestamp(line.get("finished_at")),
         is_reused=line.get("reused") is True,
-        error=_to_optional_safe_line(error),
+        error=to_optional_safe_line(error),
         outputs=schemas[:MAX_OUTPUTS_PER_ITEM],
         further_outputs=max(0, len(schemas) - MAX_OUTPUTS_PER_ITEM),
     )
@@ -378,24 +364,6 @@ def is_link(output: FlowOutput) -> bool:
     return output.is_url or (
         is_single_url and ((output.media_type or "").startswith("image/") or bool(find_signatures(value)))
     )
-
-
-def to_safe_line(text: str) -> str:
-    """Return a text of bounded length, with unprintable and bidirectional control characters replaced."""
-    safe = "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
-        for character in text[:MAX_LINE_LENGTH]
-    )
-    return safe if len(text) <= MAX_LINE_LENGTH else f"{safe}…"
-
-
-def _to_optional_safe_line(text: Any) -> str | None:
-    return to_safe_line(text) if isinstance(text, str) else None
-
-
-def _replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which JSON may contain and UTF-8 cannot encode."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def drop_large_parameters(parameters: Any) -> dict[str, Any]:

@@ -6,20 +6,16 @@ the dependencies of the routers, before any route runs.
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Hashable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from airflow_provider_flows.core.batch import MAX_KEY_LENGTH
 from airflow_provider_flows.core.exceptions import FlowError
-from airflow_provider_flows.plugin import output_files
 from airflow_provider_flows.plugin.airflow_internals import (
     REQUIRES_CONNECTION_ACCESS,
     REQUIRES_LOGIN,
@@ -30,19 +26,12 @@ from airflow_provider_flows.plugin.airflow_internals import (
     load_task_instance,
 )
 from airflow_provider_flows.plugin.batches import BatchQuery, find_batch, get_batch_page, get_item_view
-from airflow_provider_flows.plugin.cache import (
-    DOWNLOAD_SLOTS,
-    FINAL_TTL_SECONDS,
-    RESPONSE_CACHE,
-    PageWaitError,
-    get_download_pool,
-    get_storage_pool,
-)
 from airflow_provider_flows.plugin.connection_view import (
     ListQuery,
     get_definition,
     get_flow_ids,
     get_graph,
+    get_origins,
     get_run_list,
 )
 from airflow_provider_flows.plugin.html import (
@@ -55,37 +44,26 @@ from airflow_provider_flows.plugin.html import (
     respond_to_http_error,
     respond_to_invalid_request,
 )
-from airflow_provider_flows.plugin.output_files import NoFileError, OpenFile
-from airflow_provider_flows.plugin.present import (
-    MAX_LINE_LENGTH,
-    BatchPage,
-    OutputInfoSchema,
-    RunListSchema,
-    RunPage,
-    to_safe_line,
-)
+from airflow_provider_flows.plugin.output_files import NoFileError
+from airflow_provider_flows.plugin.output_routes import GetView, add_output_routes
+from airflow_provider_flows.plugin.present import BatchPage, RunListSchema, RunPage
 from airflow_provider_flows.plugin.run_view import (
     RunView,
     get_previous_run_view,
     get_service_run_view,
     get_task_run_view,
 )
+from airflow_provider_flows.plugin.sources import load_sources
 from airflow_provider_flows.plugin.task_data import TaskInstanceData, TaskKey
+from airflow_provider_flows.plugin.texts import MAX_LINE_LENGTH, to_safe_line
+from airflow_provider_flows.plugin.viewer import FILE_NAME, load_viewer
 from airflow_provider_flows.storage.batch_manifest import MAX_STATE_LENGTH
-from airflow_provider_flows.storage.parallel import BrokenFileError
-
-if TYPE_CHECKING:
-    from starlette.types import Message, Receive, Scope, Send
-
-log = logging.getLogger(__name__)
 
 CONNECTION_PATH = "/connection/{connection_id}"
 CONNECTION_RUN_PATH = f"{CONNECTION_PATH}/run/{{flow_run_id}}"
 TASK_PATH = "/task/{dag_id}/{run_id}/{task_id}/{map_index}"
 ITEM_PATH = f"{TASK_PATH}/item/{{key}}"
 PREVIOUS_RUN_PATH = f"{TASK_PATH}/previous/{{flow_run_id}}"
-OCTET_STREAM = "application/octet-stream"
-DISCONNECT_SECONDS = 5.0
 PREFERRED_CONN_ID = "flows_default"
 NO_CONNECTION_NOTE = (
     "There are no connections to a flow service such as Generio or PromptChainer, "
@@ -98,72 +76,6 @@ index_router = APIRouter(dependencies=REQUIRES_LOGIN)
 connection_router = APIRouter(dependencies=REQUIRES_CONNECTION_ACCESS, route_class=SegmentRoute)
 task_router = APIRouter(dependencies=REQUIRES_TASK_ACCESS, route_class=SegmentRoute)
 ConnectionTeam = Annotated[str | None, Depends(get_connection_team)]
-GetView = Callable[..., Awaitable[RunView]]
-
-
-class BrokenDownloadError(Exception):
-    """Ends the connection of a download, which its reader must not take for complete."""
-
-
-class DownloadResponse(StreamingResponse):
-    """The response with an output's file. It closes the file however it ends.
-
-    It ends the connection if the file breaks, or if the reader takes no chunk for too long.
-
-    :param stall_seconds: how long the reader may take no chunk.
-    """
-
-    def __init__(self, file: OpenFile, media_type: str, stall_seconds: float) -> None:
-        # else Airflow's middleware compresses the file, and removes its length
-        headers = {"content-encoding": "identity"}
-        if media_type == OCTET_STREAM:
-            headers["content-disposition"] = f'attachment; filename="{file.name}"'
-        if file.size is not None:
-            headers["content-length"] = str(file.size)
-        super().__init__(file.aiter_chunks(), media_type=media_type, headers=headers)
-        self._file = file
-        self._stall_seconds = stall_seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the file."""
-        # the version of ASGI in which a disconnected reader is noticed while there is nothing to send, too
-        scope = {**scope, "asgi": {**scope.get("asgi", {}), "spec_version": "2.3"}}
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._file.close()
-
-    async def stream_response(self, send: Send) -> None:
-        """Send the file to a reader who is connected.
-
-        :raises BrokenDownloadError: the file broke, or the reader takes nothing.
-        """
-
-        async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(self._stall_seconds):
-                await send(message)
-
-        try:
-            await super().stream_response(send_in_time)
-        except (BrokenFileError, TimeoutError) as error:
-            reason = "its reader took nothing for too long" if isinstance(error, TimeoutError) else error
-            log.warning("The download of %s was broken off: %s", to_safe_line(self._file.name), reason)
-            self._file.close()
-            await _disconnect(send)
-            raise BrokenDownloadError from None
-
-
-async def _disconnect(send: Send) -> None:
-    """Let the server close the connection of a response in progress.
-
-    Any exception would do, but for Airflow's middleware, which completes the response before it raises one.
-    Therefore the server gets a body that it cannot send, once the reader has taken what is in front of it. A
-    reader who stays and takes nothing costs a connection and one chunk.
-
-    :raises Exception: the server's error. With such middleware, this is cancelled by then.
-    """
-    await send({"type": "http.response.body", "body": object(), "more_body": True})
-    await asyncio.sleep(DISCONNECT_SECONDS)
 
 
 def add_run_routes(
@@ -193,90 +105,17 @@ async def render_run(
     request: Request, view: RunView, path: str, back: str | None = None, back_label: str = ""
 ) -> HTMLResponse:
     """Return the page of a run; the parameters are as for `add_run_routes`, with `back` filled in."""
-    run_page = await run_in_threadpool(view.to_page)
+    sources = await run_in_threadpool(load_sources, view)
     return await render_page(
         request,
         "run.html",
-        run_page=run_page,
+        run_page=await run_in_threadpool(view.to_page, sources[0].output.title if sources else ""),
+        sources=sources,
         run_path=fill_path(path, request),
         graph=await get_graph(view.flows_conn_id, view.run.flow if view.run else None, view.team_name),
         back=back,
         back_label=back_label,
     )
-
-
-def add_output_routes(router: APIRouter, path: str, get_view: GetView) -> None:
-    """Add the routes of one flow run's outputs.
-
-    :param path: path of an output, with placeholders, `{number}` among them.
-    :param get_view: as for `add_run_routes`.
-    """
-
-    @router.get(path, response_class=StreamingResponse)
-    async def download_output(number: int, view: RunView = Depends(get_view)) -> StreamingResponse:  # noqa: B008, FAST002  # as above
-        """Return an output as an attachment, which the browser saves and does not open."""
-        return await _send_file(view, number, lambda: (output_files.open_output(view, number), OCTET_STREAM))
-
-    @router.get(f"{path}/image", response_class=StreamingResponse)
-    async def get_image(number: int, view: RunView = Depends(get_view)) -> StreamingResponse:  # noqa: B008, FAST002  # as above
-        """Return an image of a type in which a browser executes nothing."""
-        return await _send_file(view, number, lambda: output_files.open_image(view, number))
-
-    @router.get(f"/json{path}/info")
-    async def get_output_info(number: int, view: RunView = Depends(get_view)) -> OutputInfoSchema:  # noqa: B008, FAST002  # as above
-        """Return the facts in the first bytes of an output's file, which does not change and is read once."""
-        selected_output = view.outputs[number : number + 1]
-        key = (
-            "output_info",
-            view.task_key,
-            view.ownership,
-            view.flows_conn_id,
-            view.team_name,
-            view.flow_run_id,
-            number,
-            selected_output,
-            view.output_options,
-        )
-        response = await RESPONSE_CACHE.get(
-            key,
-            lambda: output_files.load_output_info(view, number),
-            lambda _: FINAL_TTL_SECONDS,
-            get_output_pool(view, number),
-        )
-        if response.value is None and isinstance(response.error, PageWaitError):
-            raise PageWaitError(str(response.error))
-        if response.value is None:
-            raise output_files.NoFileError("This output cannot be read.")
-        return response.value
-
-
-async def _send_file(
-    view: RunView, number: int, open_file: Callable[[], tuple[OpenFile, str]]
-) -> StreamingResponse:
-    """Return the response with an output's file, once no other request downloads the output.
-
-    :param open_file: returns the file and its media type.
-    """
-    output = view.outputs[number] if 0 <= number < len(view.outputs) else None
-    key = (view.flows_conn_id, (view.flow_run_id, output and (output.asset_id or output.uri), number))
-    await DOWNLOAD_SLOTS.acquire(key)
-    try:
-        file, media_type = await RESPONSE_CACHE.run_in_file_pool(
-            open_file, get_output_pool(view, number), discard=lambda opened: opened[0].close()
-        )
-    except BaseException:
-        DOWNLOAD_SLOTS.release(key)
-        raise
-    file.when_done(lambda: DOWNLOAD_SLOTS.release(key))
-    return DownloadResponse(file, media_type, DOWNLOAD_SLOTS.stall_seconds)
-
-
-def get_output_pool(view: RunView, number: int) -> Hashable:
-    """Return the pool of threads in which an output is read: that of stored files, or that of downloads."""
-    options = view.output_options
-    has_storage = options is not None and options.output_path is not None
-    is_stored = has_storage and any(output.uri is not None for output in view.outputs[number : number + 1])
-    return get_storage_pool(view.flows_conn_id) if is_stored else get_download_pool(view.flows_conn_id)
 
 
 def fill_path(path: str, request: Request) -> str:
@@ -302,11 +141,12 @@ async def redirect_to_connection(request: Request, user: User) -> Response:
 def get_list_query(
     state: Annotated[str, Query(max_length=20)] = "",
     flow: Annotated[str, Query(max_length=MAX_LINE_LENGTH + 1)] = "",
+    search: Annotated[str, Query(max_length=MAX_LINE_LENGTH)] = "",
     sort: Annotated[str, Query(max_length=20)] = "-created",
     page: Annotated[int, Query(ge=1, le=100_000)] = 1,
 ) -> ListQuery:
     """Return the filters, the order and the page number in the URL."""
-    return ListQuery(state, flow, sort, page)
+    return ListQuery(state, flow, search.strip(), sort, page)
 
 
 ListQueryDependency = Annotated[ListQuery, Depends(get_list_query)]
@@ -322,9 +162,16 @@ async def show_runs(
         request,
         "runs.html",
         run_list=run_list,
+        origins=await get_origins(connection_id, run_list, user, team_name),
         connections=await run_in_threadpool(list_readable_connections, user),
         flows=await get_flow_ids(connection_id, team_name),
-        selection={"state": query.state, "flow": query.flow, "sort": query.sort, "page": run_list.page},
+        selection={
+            "state": query.state,
+            "flow": query.flow,
+            "search": query.search,
+            "sort": query.sort,
+            "page": run_list.page,
+        },
     )
 
 
@@ -466,6 +313,24 @@ async def get_static(name: str) -> Response:
     if content is None:
         raise HTTPException(404, "File not found.")
     return Response(content, media_type=STATIC_MEDIA_TYPES[name])
+
+
+@static_router.get(f"/viewer/{{version}}/{FILE_NAME}", response_class=Response)
+async def get_viewer(request: Request, version: str) -> Response:
+    """Return the viewer of 3D models. Its URL has its version, so a browser requests it once."""
+    viewer = await run_in_threadpool(load_viewer)
+    if viewer is None or version != viewer.version:
+        raise HTTPException(404, "File not found.")
+    is_compressed = "gzip" in request.headers.get("accept-encoding", "")
+    return Response(
+        viewer.compressed if is_compressed else viewer.script,
+        media_type="text/javascript",
+        headers={
+            "cache-control": "private, max-age=31536000, immutable",
+            "content-encoding": "gzip" if is_compressed else "identity",
+            "vary": "accept-encoding",
+        },
+    )
 
 
 def create_app() -> FastAPI:

@@ -40,11 +40,8 @@ from airflow_provider_flows.plugin.present import (
     PreviousRunSchema,
     RunPage,
     drop_large_parameters,
-    to_input_schemas,
     to_output_schemas,
-    to_parameters,
     to_run_schema,
-    to_safe_line,
     to_small_run,
 )
 from airflow_provider_flows.plugin.task_data import (
@@ -52,12 +49,14 @@ from airflow_provider_flows.plugin.task_data import (
     TaskKey,
     get_nonempty_str,
     get_recorded_run_ids,
+    get_shown_inputs,
     is_run_id,
     list_earlier_runs,
     parse_output_options,
     parse_outputs,
     parse_returned_run,
 )
+from airflow_provider_flows.plugin.texts import to_input_schemas, to_parameters, to_safe_line, to_title
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import list_outputs
 
@@ -95,6 +94,12 @@ TASK_WITHOUT_RUN_NOTE = (
 UNKNOWN_CONNECTION_NOTE = (
     "The connection of this flow run is no longer known, so its current state cannot be fetched."
 )
+RETRY_STEP = "If Airflow retries this task, the retry starts a new flow run, which is paid again."
+CLEAR_STEP = (
+    "To try again, clear the task in Airflow. It then starts a new flow run, which is paid again. "
+    "The task's log has the whole error."
+)
+RESTART_STEP = "This flow run does not continue. A new one has to be started, and is paid again."
 TASK_WAITING_STATES = frozenset(
     {None, "none", "scheduled", "queued", "restarting", "up_for_retry", "up_for_reschedule"}
 )
@@ -154,17 +159,25 @@ class RunView:
     team_name: str | None = None
     input_error: str | None = None
 
-    def to_page(self) -> RunPage:
-        """Convert the view to the schema of its page."""
+    def to_page(self, source_title: str = "") -> RunPage:
+        """Convert the view to the schema of its page.
+
+        :param source_title: the title of the run's first source, if nothing else was asked for in words.
+        """
         note = self._get_note()
         texts = ErrorTexts(self.inputs)  # whether they are shown at all was decided when they were polled
         run, outputs = quote_errors(self.run, texts), quote_errors(list(self.outputs), texts)
+        inputs = to_input_schemas(self.inputs)
+        title = to_title(inputs) or source_title or (run.flow if run is not None and run.flow else "")
         return RunPage(
             version=self._get_version(note),
+            title=title,
             run=None if run is None else to_run_schema(run, time.time()),
-            inputs=to_input_schemas(self.inputs),
+            next_step=self._get_next_step(),
+            is_storing=self._is_storing,
+            inputs=inputs,
             parameters=to_parameters(self.parameters or (self.run.parameters if self.run else None)),
-            outputs=to_output_schemas(outputs, is_at_service=self._has_outputs_at_service),
+            outputs=to_output_schemas(outputs, is_at_service=self._has_outputs_at_service, title=title),
             note=note.text if note else None,
             is_error=note is not None and note.is_error,
             task_state=self.task_state,
@@ -211,6 +224,21 @@ class RunView:
         if self.run is None or not self._is_known_at_service:
             return False
         return not self.run.is_final or _has_pending_outputs(self.outputs)
+
+    def _get_next_step(self) -> str | None:
+        """Return what can be done about a run that did not complete, None for any other."""
+        if self.run is None or not self.run.is_final or self.run.is_completed:
+            return None
+        if self.task_key is None:
+            return RESTART_STEP
+        return RETRY_STEP if self.task_state in TASK_WAITING_STATES | TASK_ACTIVE_STATES else CLEAR_STEP
+
+    @property
+    def _is_storing(self) -> bool:
+        """Whether the task still stores files that are only at the service so far."""
+        options = self.output_options
+        has_storage = options is not None and options.output_path is not None
+        return has_storage and self.task_state in TASK_ACTIVE_STATES
 
     def _get_note(self) -> Note | None:
         if self.error is not None:
@@ -261,7 +289,7 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
     view = RunView(
         flow_run_id,
         conn_id,
-        inputs=ti_data.fields.get("inputs"),
+        inputs=get_shown_inputs(ti_data),
         parameters=ti_data.fields.get("parameters"),
         output_options=parse_output_options(ti_data.fields),
         task_state=ti_data.state,
@@ -278,9 +306,24 @@ async def get_task_run_view(ti_data: TaskInstanceData) -> RunView:
         outputs = parse_outputs(ti_data.result.get("outputs"))
         view = replace(view, run=returned_run, outputs=outputs)
         if returned_run.is_final and (outputs or not returned_run.is_completed):
-            return view
+            return view if conn_id is None else await _add_parameters(view, conn_id)
     view = replace(view, outputs=view.outputs or parse_outputs(ti_data.outputs))
     return view if conn_id is None else await get_service_run_view(conn_id, flow_run_id, view)
+
+
+async def _add_parameters(view: RunView, conn_id: str) -> RunView:
+    """Return the view of a sensor's run with the parameters that the service has; the sensor has none."""
+    is_known = view.inputs is not None or view.parameters is not None
+    if is_known or view.run is None or view.ownership is not Ownership.CONFIRMED:
+        return view
+    team, flow_run_id = view.team_name, view.run.flow_run_id
+    response = await RESPONSE_CACHE.get(
+        ("run", conn_id, team, flow_run_id),
+        lambda: _load_run(conn_id, team, flow_run_id),
+        _get_run_ttl,
+        pool=conn_id,
+    )
+    return view if response.value is None else replace(view, parameters=response.value.parameters)
 
 
 def _get_ownership(ti_data: TaskInstanceData, flow_run_id: str | None) -> Ownership:
@@ -385,12 +428,12 @@ def _load_run(conn_id: str, team_name: str | None, flow_run_id: str) -> FlowRun:
     run = replace(
         to_small_run(run),
         parameters=to_parameters(drop_large_parameters(run.parameters)),
-        additional=_get_small_stamp(run),
+        additional=get_small_stamp(run),
     )
     return run if run.is_final else replace(run, expected_end_epoch=expected_end(run, time.time()))
 
 
-def _get_small_stamp(run: FlowRun) -> dict[str, Any] | None:
+def get_small_stamp(run: FlowRun) -> dict[str, Any] | None:
     """Return a run's metadata with nothing but the stamp, which says whose run it is."""
     stamp = run.additional.get(STAMP_KEY) if isinstance(run.additional, Mapping) else None
     return None if stamp is None or estimate_size(stamp) > MAX_STAMP_BYTES else {STAMP_KEY: stamp}

@@ -91,6 +91,18 @@ class TaskInstanceData:
     earlier_runs: tuple[tuple[Any, int], ...] = ()
     """The flow runs in the XComs of earlier tries, each with its try, latest first; none on Airflow 3.3."""
     team_name: str | None = None
+    prompts: Any = None
+    """The beginnings of a deferred task's prompts, which its arguments no longer have, from there too."""
+
+
+def get_shown_inputs(ti_data: TaskInstanceData) -> Any:
+    """Return the inputs that pages show: the arguments, after the prompts that the latest try has saved."""
+    inputs, saved = ti_data.fields.get("inputs"), ti_data.prompts
+    if not isinstance(saved, Mapping) or saved.get("try_number") != ti_data.try_number:
+        return inputs
+    if not isinstance(inputs, list | None) or not isinstance(saved.get("prompts"), list):
+        return inputs
+    return [*({"data": text} for text in saved["prompts"] if isinstance(text, str)), *(inputs or ())]
 
 
 def parse_returned_run(result: Any) -> FlowRun | None:

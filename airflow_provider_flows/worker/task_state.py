@@ -40,6 +40,7 @@ RECORD_KEY = "flow_run_record"
 FILES_KEY = "flow_file_records"
 PREVIOUS_RUNS_KEY = "flow_previous_runs"
 INPUT_ERROR_KEY = "flow_input_error"
+PROMPTS_KEY = "flow_prompts"  # what the UI shows of the inputs of @task.flow after a deferral
 MAX_PREVIOUS_RUNS = 50
 FILE_RECORDS_SECONDS = 10.0  # of downloads that a killed task may have to repeat
 STORE_NAME = "task state store"

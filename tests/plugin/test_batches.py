@@ -19,7 +19,7 @@ from sqlalchemy import update
 from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.emulator import Emulator, Plan
 from airflow_provider_flows.operators import RunFlowBatchOperator
-from airflow_provider_flows.plugin import HEADERS, batches
+from airflow_provider_flows.plugin import batches, get_headers
 from airflow_provider_flows.plugin.batches import ITEMS_PER_PAGE
 from airflow_provider_flows.plugin.cache import RESPONSE_CACHE
 from tests.support.airflow_run import run_dag
@@ -61,7 +61,7 @@ class Site:
         """Request a page below the tab; assert its status and its security headers."""
         response = self.clients[user].get(f"/flows/{self.path}{path}")
         assert response.status_code == status, response.text
-        assert {name: response.headers[name] for name in HEADERS} == HEADERS
+        assert {name: response.headers[name] for name in get_headers()} == get_headers()
         return response
 
     def get_json(self, query: str = "") -> Any:

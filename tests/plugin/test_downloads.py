@@ -23,7 +23,7 @@ from fastapi.testclient import TestClient
 
 from airflow_provider_flows.core.limits import MAX_IMAGE_BYTES
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.plugin import routes
+from airflow_provider_flows.plugin import output_routes
 from airflow_provider_flows.plugin.cache import RESPONSE_CACHE, DownloadSlots
 from tests.support.airflow_run import run_dag
 from tests.support.hostile import HostileServer, downloads
@@ -48,7 +48,7 @@ def slots(monkeypatch: pytest.MonkeyPatch) -> DownloadSlots:
     """Return new slots for downloads, for which a request waits half a second."""
     RESPONSE_CACHE.clear()
     new = DownloadSlots(wait_seconds=0.5)
-    monkeypatch.setattr(routes, "DOWNLOAD_SLOTS", new)
+    monkeypatch.setattr(output_routes, "DOWNLOAD_SLOTS", new)
     return new
 
 
@@ -221,7 +221,7 @@ def test_downloads_at_a_time_are_limited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Downloads of different outputs are limited as well, because each has a thread."""
-    monkeypatch.setattr(routes, "DOWNLOAD_SLOTS", DownloadSlots(max_downloads=0, wait_seconds=0))
+    monkeypatch.setattr(output_routes, "DOWNLOAD_SLOTS", DownloadSlots(max_downloads=0, wait_seconds=0))
     with request(site, f"{run_path}/output/0") as response:
         assert response.status == 429
         assert b"Too many outputs" in response.read()
@@ -232,7 +232,7 @@ def test_reader_who_takes_nothing_frees_the_download(
 ) -> None:
     """A reader who pauses for too long holds no download, and does not get a truncated file as complete."""
     slots = DownloadSlots(stall_seconds=1.0)
-    monkeypatch.setattr(routes, "DOWNLOAD_SLOTS", slots)
+    monkeypatch.setattr(output_routes, "DOWNLOAD_SLOTS", slots)
     with (
         hostile_service("a model that never ends", monkeypatch) as service,
         request(site, f"{run_path}/output/0") as response,

@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.operators import RunFlowOperator
-from airflow_provider_flows.plugin import HEADERS
+from airflow_provider_flows.plugin import get_headers
 from airflow_provider_flows.plugin.cache import RESPONSE_CACHE
 from airflow_provider_flows.plugin.output_files import NoFileError, open_output
 from airflow_provider_flows.plugin.routes import create_app
@@ -67,7 +67,7 @@ def get(client: TestClient, path: str, status: int = 200) -> Any:
     response = client.get(f"/flows/{path}")
     assert response.status_code == status, response.text
     assert KEY not in response.text + str(response.headers)
-    assert {name: response.headers[name] for name in HEADERS} == HEADERS
+    assert {name: response.headers[name] for name in get_headers()} == get_headers()
     return response
 
 
@@ -111,7 +111,7 @@ def test_every_route_requires_a_login_and_those_of_connections_read_access(
 def test_access_is_checked_per_dag_its_xcoms_and_per_connection(clients: Clients, emulator: Emulator) -> None:
     """Access to one DAG or connection gives none to others; without access to XComs the tab is denied."""
     paths = [path for path in route_paths() if "task/" in path]
-    assert len(paths) == 15
+    assert len(paths) == 18
     result = run_task(DORAS_DAG, **CHAIR_ARGUMENTS, wait_for_completion=False)
     own_path = task_path(DORAS_DAG, result.run_id)
     request_count = len(emulator.requests)
@@ -170,7 +170,10 @@ def test_the_run_of_a_finished_task_is_shown_without_the_service(
         "state": "completed",
         "progress": 1.0,
     }
-    assert (page["inputs"], page["parameters"]) == ([{"name": "1", "text": "A chair"}], {"quality": "low"})
+    assert (page["inputs"], page["parameters"]) == (
+        [{"name": "1", "text": "A chair", "file_name": None}],
+        {"quality": "low"},
+    )
     assert page["refresh_after"] is None
     output, returned_output = page["outputs"][0], returned["outputs"][0]
     assert (output["location"], output["size"], output["sha256"]) == (

@@ -15,10 +15,11 @@ from airflow.models.trigger import TRIGGER_FAIL_REPR, TriggerFailureReason
 from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
 from airflow.sdk import DAG
 
-from airflow_provider_flows.decorators import DEFERRED_ARGUMENTS_KEY, FlowDecoratedOperator
+from airflow_provider_flows.decorators import DEFERRED_ARGUMENTS_KEY, MAX_SAVED_PROMPTS, FlowDecoratedOperator
 from airflow_provider_flows.emulator import Emulator
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.triggers import FlowRunTrigger
+from airflow_provider_flows.worker.task_state import PROMPTS_KEY
 from tests.support.airflow_run import run_dag
 from tests.support.modes import FAST_POLLING, FLOW, start_external_run
 from tests.support.task_instances import Store, context
@@ -101,10 +102,25 @@ def test_function_arguments_outlast_a_deferral_without_event(emulator: Emulator,
 
 @pytest.mark.usefixtures("emulator")
 def test_store_has_arguments_of_the_function_only() -> None:
-    """A function that returns inputs only costs no request to the task state store."""
+    """A function that returns inputs only has the beginnings of its prompts there, and nothing else."""
     store = Store()
     defer(create_decorated({"inputs": "A chair"}), context(store))
     assert DEFERRED_ARGUMENTS_KEY not in store
+    assert store[PROMPTS_KEY] == {"prompts": ["A chair"], "try_number": 1}
+
+
+def test_a_store_that_fails_costs_no_flow_run(emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
+    """The prompts are for the UI only, so the flow run starts without them."""
+
+    class Broken(Store):
+        def set(self, key: str, value: object) -> None:
+            if key == PROMPTS_KEY:
+                raise ConnectionError
+            super().set(key, value)
+
+    defer(create_decorated({"inputs": "A chair"}), context(Broken()))
+    assert len(emulator.runs) == 1
+    assert "the UI shows no prompts" in caplog.text
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -136,20 +152,25 @@ def test_forged_run_id_touches_no_other_run(emulator: Emulator, *, durable: bool
 
 
 def test_deferral_pushes_no_arguments_and_no_secrets(emulator: Emulator, tmp_path: Path) -> None:
-    """A deferred function's arguments are in no XCom, and its trigger has no prompt and no metadata."""
+    """A deferred function's arguments are in no XCom; its trigger has no prompt and no metadata.
+
+    Airflow logs the trigger's event. The beginnings of a few prompts are in the task state store, for the UI.
+    """
     returned = {
-        "inputs": ["A secret chair"],
+        "inputs": ["A chair " * 25 + "and a secret", {"data": "data:text/plain,secret"}, *["A stool"] * 30],
         "parameters": {"quality": "low"},
         "additional": {"note": "A secret note"},
         "output_path": tmp_path,
     }
-    stored = json.dumps(defer(create_decorated(returned), context(Store())).trigger.serialize())
-    assert "secret" not in stored
+    store = Store()
+    stored = json.dumps(defer(create_decorated(returned), context(store)).trigger.serialize())
+    assert not [text for text in ("secret", "A chair", "A stool") if text in stored]
     assert str(tmp_path) in stored
     assert len(stored) < 2_000
+    assert store[PROMPTS_KEY]["prompts"] == ["A chair " * 25, *["A stool"] * (MAX_SAVED_PROMPTS - 1)]
 
     with DAG("deferred_arguments", schedule=None) as dag:
-        create_decorated({**returned, "output_path": str(tmp_path)})
+        create_decorated({**returned, "inputs": ["A chair"], "output_path": str(tmp_path)})
     emulator.run_seconds = 0.3
     result = run_dag(dag)
     assert result.state == "success", result.log

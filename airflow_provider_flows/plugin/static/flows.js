@@ -57,11 +57,12 @@
   };
 
   const formatTimes = (container) => {
-    const formatter = new Intl.DateTimeFormat("sv-SE", { timeZone: getTimeZone(), dateStyle: "short", timeStyle: "medium" });
+    const styles = { time: { timeStyle: "medium" }, minute: { timeStyle: "short" } };
+    const whole = { dateStyle: "short", timeStyle: "medium" };
     for (const each of container.querySelectorAll("time")) {
-      const when = new Date(each.dateTime);
+      const formatter = new Intl.DateTimeFormat("sv-SE", { timeZone: getTimeZone(), ...(styles[each.dataset.form] ?? whole) });
       each.title = `${each.dateTime} (${getTimeZone()})`;
-      each.textContent = formatter.format(when);
+      each.textContent = formatter.format(new Date(each.dateTime));
     }
   };
 
@@ -72,6 +73,12 @@
     const pad = (number) => String(number).padStart(2, "0");
     if (hours) return `${hours} h ${pad(minutes)} min`;
     return minutes ? `${minutes} min ${pad(rest)} s` : `${rest} s`;
+  };
+
+  const formatTimeLeft = (seconds) => {
+    if (seconds < 60) return `${Math.ceil(seconds)} s`;
+    const minutes = Math.round(seconds / 60);
+    return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
   };
 
   const setText = (container, name, text) => {
@@ -90,39 +97,37 @@
     if (run.expected_end === null) return;
     const time = document.createElement("time");
     time.dateTime = run.expected_end;
+    time.dataset.form = run.is_rough ? "minute" : "time";
     container.querySelector('[data-is="expected_end"]').replaceChildren(time);
-    setText(container, "left", `(${formatDuration(Math.max(0, (new Date(run.expected_end) - Date.now()) / 1000))} left)`);
+    setText(container, "left", `${run.is_rough ? "about " : ""}${formatTimeLeft(run.seconds_left)}`);
     formatTimes(end);
   };
 
-  const createFacts = (model) => {
-    const list = document.createElement("dl");
-    for (const [name, value] of Object.entries(model)) {
-      if (value === null || value === 0) continue;
-      const pair = [document.createElement("dt"), document.createElement("dd")];
-      pair[0].textContent = name.replace("_", " ");
-      pair[1].textContent = typeof value === "number" ? value.toLocaleString("en") : value;
-      list.append(...pair);
+  // Without https, a browser has no clipboard: then the text is selected and copied as before there was one.
+  const copy = async (button) => {
+    const code = button.closest(".copyable").querySelector("code");
+    let done = true;
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+    } catch {
+      window.getSelection().selectAllChildren(code);
+      done = document.execCommand("copy");
     }
-    return list;
+    button.textContent = done ? "Copied" : "Selected";
+    window.setTimeout(() => { button.textContent = "Copy"; }, 2000);
   };
-
-  const showFileInfo = async (container) => {
-    const response = await fetch(container.dataset.info, { headers: { accept: "application/json" } }).catch(() => null);
-    const info = response && response.ok ? await response.json().catch(() => ({})) : {};
-    const label = container.closest(".output").querySelector('[data-is="file-info"]');
-    if (!label.textContent && info.media_type) label.textContent = info.media_type;
-    if (info.model) container.replaceChildren(createFacts(info.model));
-    if (!info.is_image) return;
-    const image = document.createElement("img");
-    image.src = container.dataset.image;
-    image.alt = container.dataset.name;
-    container.replaceChildren(image);
-  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button.copy");
+    if (button) copy(button);
+  });
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("select[data-submit]")) event.target.form.requestSubmit();
+  });
 
   const prepare = (main) => {
     formatTimes(main);
-    main.querySelectorAll("[data-info]").forEach(showFileInfo);
+    for (const button of main.querySelectorAll("button.copy")) button.hidden = false;
+    document.dispatchEvent(new CustomEvent("flows:prepare", { detail: main }));
   };
 
   // Returns a function that restores the focus on a replaced page: links are matched by href, other elements by position.
@@ -147,6 +152,7 @@
     const typed = [...main.querySelectorAll("input[type=search]")].map((each) => each.value);
     const open = [...main.querySelectorAll("details")].map((each) => each.open);
     document.adoptNode(fresh);
+    document.dispatchEvent(new CustomEvent("flows:replace", { detail: { main, fresh } }));
     main.replaceWith(fresh);
     [...fresh.querySelectorAll("details")].forEach((each, index) => {
       if (index < open.length) each.open = open[index];

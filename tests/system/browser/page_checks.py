@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import struct
+from typing import Any
+
 from playwright.sync_api import Frame, Page
 
 from tests.system.browser.stage import IMAGES
@@ -36,6 +40,17 @@ CONTRASTS = """() => {
     found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), text.slice(0, 40)]);
   }
   return found.sort((a, b) => a[0] - b[0]);
+}"""
+# Returns the number of colors of a model, without what is behind it.
+MODEL_COLORS = """async (index) => {
+  const viewer = document.querySelectorAll("model-viewer")[index];
+  const picture = await createImageBitmap(await viewer.toBlob());
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [picture.width, picture.height];
+  const pen = canvas.getContext("2d");
+  pen.drawImage(picture, 0, 0);
+  const pixels = new Uint32Array(pen.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+  return new Set(pixels.filter((each) => each >>> 24 === 255)).size;
 }"""
 # Hides a page as if another tab were in front; Playwright has every page in front.
 HIDE = """(hidden) => {
@@ -91,3 +106,36 @@ def collect_percentages(frame: Frame, count: int) -> list[int]:
             percentages.append(now)
         frame.page.wait_for_timeout(200)
     return percentages
+
+
+def count_model_colors(target: Frame | Page, index: int = 0) -> int:
+    """Return the number of colors of a displayed model, once it is loaded."""
+    page = target.page if isinstance(target, Frame) else target
+    viewer = target.locator("model-viewer").nth(index)
+    viewer.wait_for(timeout=60_000)
+    viewer.scroll_into_view_if_needed()
+    for step in range(300):
+        if viewer.evaluate("(each) => each.loaded && each.modelIsVisible"):
+            break
+        page.mouse.move(200 + step % 2, 300)  # a headless browser draws nothing while nothing happens
+        page.wait_for_timeout(100)
+    colors: int = target.evaluate(MODEL_COLORS, index)
+    return colors
+
+
+def get_turn(frame: Frame) -> float:
+    """Return how far a model has turned by itself, in radians."""
+    turn: float = frame.locator("model-viewer").first.evaluate("(each) => each.turntableRotation")
+    return turn
+
+
+def get_orbit(frame: Frame) -> str:
+    """Return from where the camera sees a model."""
+    return str(frame.locator("model-viewer").first.evaluate("(each) => each.getCameraOrbit().toString()"))
+
+
+def to_glb(gltf: dict[str, Any]) -> bytes:
+    """Return a GLB file without geometry."""
+    chunk = json.dumps(gltf).encode()
+    chunk += b" " * (-len(chunk) % 4)
+    return struct.pack("<4sIIII", b"glTF", 2, 20 + len(chunk), len(chunk), 0x4E4F534A) + chunk

@@ -9,7 +9,7 @@ import tempfile
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -28,6 +28,7 @@ RUN_SECONDS = 14.0
 IGNORED_WARNING = (
     "An iframe which has both allow-scripts and allow-same-origin"  # about the frame that Airflow creates
 )
+READ_BACK_WARNING = "GPU stall due to ReadPixels"  # when a test reads the pixels of a model
 WIDE, NARROW = (1600, 1000), (400, 900)
 
 
@@ -49,7 +50,8 @@ class BrowserLog:
         return {urlsplit(url).netloc for url in self.requested_urls if not url.startswith(("data:", "blob:"))}
 
     def _on_console(self, message: ConsoleMessage) -> None:
-        if message.type in {"error", "warning"} and not message.text.startswith(IGNORED_WARNING):
+        is_ignored = message.text.startswith(IGNORED_WARNING) or READ_BACK_WARNING in message.text
+        if message.type in {"error", "warning"} and not is_ignored:
             self.errors.append(f"{message.type}: {message.text} ({(message.location or {}).get('url')})")
 
     def _on_request(self, request: Request) -> None:
@@ -66,12 +68,20 @@ class BrowserStage:
     browser_log: BrowserLog
     output: Path
 
-    def log_in(self, user: str = "admin", *, dark: bool = False, size: tuple[int, int] = WIDE) -> Page:
+    def log_in(
+        self,
+        user: str = "admin",
+        *,
+        dark: bool = False,
+        size: tuple[int, int] = WIDE,
+        reduced_motion: bool = False,
+    ) -> Page:
         """Open a page in a new browser context and log a user in."""
         context: BrowserContext = self.browser.new_context(
             viewport={"width": size[0], "height": size[1]},
             color_scheme="dark" if dark else "light",
             accept_downloads=True,
+            reduced_motion="reduce" if reduced_motion else "no-preference",
         )
         page = context.new_page()
         page.set_default_timeout(90_000)
@@ -89,9 +99,20 @@ class BrowserStage:
         run_url = f"{self.stack.address}/dags/{dag_id}/runs/{quote(run_id, safe='')}"
         return f"{run_url}/tasks/{task_id}{mapped}/plugin/flow-run"
 
-    def content_url(self, dag_id: str, run_id: str, task_id: str) -> str:
+    def content_url(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
         """Return the URL of the tab's content, without Airflow's UI."""
-        return f"{self.stack.address}/flows/task/{dag_id}/{quote(run_id, safe='')}/{task_id}/-1"
+        return f"{self.stack.address}/flows/task/{dag_id}/{quote(run_id, safe='')}/{task_id}/{map_index}"
+
+    @contextmanager
+    def open_browser(self, *args: str) -> Iterator[BrowserStage]:
+        """Start another browser with further arguments, with a log of its own."""
+        browser = self.browser.browser_type.launch(
+            executable_path=find_browser(), args=["--no-sandbox", *args], env=dict(os.environ)
+        )
+        try:
+            yield replace(self, browser=browser, browser_log=BrowserLog())
+        finally:
+            browser.close()
 
     def start_run(self, template: str) -> None:
         """Start a flow run without Airflow, with the API key."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from base64 import b64encode
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,9 +22,13 @@ from tests.system.browser.page_checks import (
     assert_harmless,
     assert_readable,
     collect_percentages,
+    count_model_colors,
+    get_orbit,
+    get_turn,
     hide,
     open_frame,
     save_screenshot,
+    to_glb,
 )
 from tests.system.browser.stage import GRAPHS, IMAGES, NARROW, PASSWORDS, BrowserStage, open_stage
 
@@ -35,6 +40,8 @@ HOSTILE = '<img src=x onerror="window.top.hostile=1">'
 HOSTILE_PROMPT = f"a ball{HOSTILE}</dd></pre><script>window.top.hostile=1</script>"
 # an emulated run has no progress in the first tenth of its time; by then, the longest one has some
 START_TIMEOUT_MILLISECONDS = 30_000
+EXPECTED_END = re.compile(r"\s*Expected end in (about )?\d+ (s|min), at \d\d:\d\d(:\d\d)?\s*")
+MIN_COLORS = 50  # of a model with light and shadow; an empty stage has none
 RELOAD_MARKER = "window.notReloaded"  # a reload removes it
 
 
@@ -57,15 +64,19 @@ def test_the_tab_follows_a_run_to_its_end(stage: BrowserStage) -> None:
     frame.evaluate(f"{RELOAD_MARKER} = true")
     percentages = collect_percentages(frame, 3)
     assert percentages == sorted(percentages)
-    expect(frame.locator('[data-is="end"]')).to_contain_text("left")
-    expect(frame.get_by_text("A modern office chair")).to_be_visible()
+    expect(frame.locator('[data-is="end"]')).to_have_text(EXPECTED_END)
+    expect(frame.get_by_role("heading", name="A modern office chair")).to_be_visible()
     assert_readable(frame)
     save_screenshot(page, "flow-run-running-light")
     expect(frame.locator(".badge.completed")).to_be_visible(timeout=60_000)
     expect(frame.locator(".location")).to_contain_text("file://", timeout=60_000)
-    expect(frame.locator(".facts")).to_contain_text("Triangles", ignore_case=True)
+    expect(frame.locator(".facts")).to_contain_text("triangles")
     expect(frame.get_by_text("success", exact=True)).to_be_visible(timeout=60_000)
     assert frame.evaluate(RELOAD_MARKER) is True
+    assert count_model_colors(frame) > MIN_COLORS
+    first = get_turn(frame)
+    page.wait_for_timeout(2_500)
+    assert get_turn(frame) != first  # it turns by itself
     assert frame.locator("#announcement").inner_text() == "Flow run completed"  # for screen readers
     assert_readable(frame)
     save_screenshot(page, "flow-run-light")
@@ -78,6 +89,133 @@ def test_the_tab_follows_a_run_to_its_end(stage: BrowserStage) -> None:
     page.wait_for_timeout(6_000)
     assert len([url for url in stage.browser_log.requested_urls if "/flows/json/" in url]) == before
     assert_harmless(page)
+
+
+def test_a_model_is_turned_by_keyboard(stage: BrowserStage) -> None:
+    """Tab reaches the model, which has a name; the arrow keys turn it; the ids are copied by one click."""
+    run_id = stage.stack.trigger("browser_mapped")
+    assert stage.stack.wait("browser_mapped", run_id, 120) == "success"
+    page = stage.log_in(reduced_motion=True)
+    frame = open_frame(page, stage.tab_url("browser_mapped", run_id, "make", 0))
+    assert count_model_colors(frame) > MIN_COLORS
+    assert frame.locator("model-viewer[auto-rotate]").count() == 0
+    before, turn = get_orbit(frame), get_turn(frame)
+    page.wait_for_timeout(1_500)
+    assert (get_orbit(frame), get_turn(frame)) == (before, turn)  # nothing moves by itself
+    label = "3D model: A round table"
+    expect(frame.get_by_label(label)).to_have_count(1)
+    page.mouse.move(300, 300)
+    for _ in range(12):
+        if frame.evaluate("document.activeElement.localName") == "model-viewer":
+            break
+        page.keyboard.press("Tab")
+    else:
+        frame.locator("model-viewer").focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowLeft")
+        page.mouse.move(310, 300)
+    page.wait_for_timeout(800)
+    assert get_orbit(frame) != before
+    save_screenshot(page, "flow-run-keyboard-light")
+    frame.get_by_text("Details").click()
+    asset_id = frame.locator(".ids code").first.inner_text()
+    frame.locator(".ids button.copy").first.click()
+    expect(frame.locator(".ids button.copy").first).to_have_text("Copied")
+    page.context.grant_permissions(["clipboard-read"])
+    assert frame.evaluate("navigator.clipboard.readText()") == asset_id
+
+
+def test_before_and_after(stage: BrowserStage) -> None:
+    """A model that was made from another one stands beside it, with the difference in words."""
+    run_id = stage.stack.trigger("browser_reduced")
+    assert stage.stack.wait("browser_reduced", run_id, 150) == "success"
+    page = stage.log_in()
+    frame = open_frame(page, stage.tab_url("browser_reduced", run_id, "shrink"))
+    expect(frame.locator("model-viewer")).to_have_count(2)
+    expect(frame.locator(".change")).to_have_text(re.compile(r"^[\d,]+ → 500 triangles, [\d.]+ → [\d.]+ kB$"))
+    for index in range(2):
+        assert count_model_colors(frame, index) > MIN_COLORS
+    assert frame.locator("model-viewer[auto-rotate]").count() == 1
+    assert_readable(frame)
+    save_screenshot(page, "flow-run-before-after-light")
+    frame.get_by_role("link", name="A round table").click()
+    expect(frame.get_by_role("heading", name="Outputs")).to_be_visible()
+    dark = stage.log_in(dark=True, size=NARROW)
+    dark.goto(stage.content_url("browser_reduced", run_id, "shrink"))
+    expect(dark.locator("model-viewer")).to_have_count(2)
+    assert count_model_colors(dark) > MIN_COLORS
+    assert_readable(dark, NARROW[0])
+    save_screenshot(dark, "flow-run-before-after-narrow-dark")
+
+
+def test_without_webgl(stage: BrowserStage) -> None:
+    """A browser that cannot show 3D has a text in place of the model, and loads no viewer."""
+    run_id = stage.stack.trigger("browser_mapped")
+    assert stage.stack.wait("browser_mapped", run_id, 120) == "success"
+    with stage.open_browser("--disable-3d-apis") as other:
+        page = other.log_in()
+        frame = open_frame(page, stage.tab_url("browser_mapped", run_id, "make", 1))
+        expect(frame.get_by_text("This browser shows no 3D")).to_be_visible()
+        assert not [url for url in other.browser_log.requested_urls if "/viewer/" in url]
+        assert_readable(frame)
+        save_screenshot(page, "flow-run-no-webgl-light")
+        assert [error for error in other.browser_log.errors if "WebGL" not in error] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no model at all", "not a GLB 3D model"),
+        (to_glb({"extensionsRequired": ["KHR_draco_mesh_compression"]}), "compressed with Draco"),
+        (to_glb({"images": [{"uri": "https://other.example/a.png"}]}), "refers to other files"),
+        (to_glb({"asset": {"version": "2.0"}, "scenes": 7, "meshes": "x"}), "could not be displayed"),
+    ],
+    ids=["no GLB", "Draco", "other files", "damaged"],
+)
+def test_a_model_that_cannot_be_displayed(stage: BrowserStage, content: bytes, message: str) -> None:
+    """The stage says why and what to do; a hostile name of the input's file is escaped in all titles."""
+    folder = stage.output / "inputs"
+    folder.mkdir(exist_ok=True)
+    picture = folder / f"chair{HOSTILE.replace('/', '')}.png"
+    picture.write_bytes((IMAGES / "../../example_dags/images/chair.png").read_bytes())
+    body = json.dumps({"data": f"data:model/gltf-binary;base64,{b64encode(content).decode()}"}).encode()
+    as_json = {"content-type": "application/json"}
+    stage.emulator.add_fault(Fault("GET", "*/outputs/*", times=None, status=200, body=body, headers=as_json))
+    run_id = stage.stack.trigger("browser_from_image", {"uri": picture.as_uri()})
+    assert stage.stack.wait("browser_from_image", run_id, 120) == "success"
+    stage.emulator.clear_faults()
+    errors = list(stage.browser_log.errors)
+    page = stage.log_in()
+    frame = open_frame(page, stage.tab_url("browser_from_image", run_id, "make"))
+    expect(frame.locator(".stage")).to_contain_text(message)
+    expect(frame.get_by_role("heading", name=HOSTILE.replace("/", "")).first).to_be_visible()
+    assert_harmless(page)
+    assert_readable(frame)
+    if "could not" in message:
+        stage.browser_log.errors[:] = errors  # the viewer reports what it cannot read
+
+
+def test_twenty_tabs_of_a_model_load_it_once(stage: BrowserStage) -> None:
+    """However many tabs show a model that only the service has, it is requested once, and its header once."""
+    run_id = stage.stack.trigger("browser_mapped")
+    assert stage.stack.wait("browser_mapped", run_id, 120) == "success"
+    context = stage.log_in().context
+    before = len(stage.emulator.requests)
+    url = stage.content_url("browser_mapped", run_id, "make", 0)
+    tabs = [context.new_page() for _ in range(20)]
+    for tab in tabs:
+        tab.goto(url)
+    for tab in tabs:
+        expect(tab.locator(".stage")).to_have_count(1, timeout=60_000)
+    for tab in (tabs[0], tabs[-1]):
+        tab.bring_to_front()
+        assert count_model_colors(tab) > MIN_COLORS
+    paths = [request.path for request in stage.emulator.requests[before:] if request.method == "GET"]
+    files = [path for path in paths if "/outputs/" in path]
+    log.info("20 tabs of a model: %d requests, %d of them for the file", len(paths), len(files))
+    assert len(files) <= 2
+    assert len(paths) <= 4  # with the run and its outputs
+    context.close()
 
 
 def test_a_hidden_tab_does_not_poll(stage: BrowserStage) -> None:
@@ -114,7 +252,7 @@ def test_twenty_tabs_cost_no_more_than_one(stage: BrowserStage) -> None:
     tabs = [context.new_page() for _ in range(20)]
     for tab in tabs:
         tab.goto(stage.content_url("browser_left", run_id, "start"))
-    flow_run_id = tabs[0].locator("dd code").first.inner_text()
+    flow_run_id = tabs[0].locator("dd .copyable code").first.inner_text()
     before = len(stage.emulator.requests)
     first = [tab.locator('[data-is="percent"]').inner_text() for tab in tabs]
     for tab, shown in zip(tabs, first, strict=True):
@@ -162,9 +300,9 @@ def test_a_chain_of_prompts_with_a_hostile_name(stage: BrowserStage) -> None:
         assert stage.stack.wait("browser_chain", run_id, 90) == "success"
     page = stage.log_in(dark=True)
     frame = open_frame(page, stage.tab_url("browser_chain", hostile, "write"))
-    expect(frame.get_by_role("heading", name=HOSTILE)).to_be_visible()
+    expect(frame.locator(".lead").get_by_text(HOSTILE, exact=True)).to_be_visible()
     expect(frame.get_by_text(HOSTILE_PROMPT, exact=True)).to_be_visible()
-    assert HOSTILE_PROMPT in frame.locator("pre").first.inner_text()
+    assert HOSTILE_PROMPT in frame.locator(".view.text").first.inner_text()
     assert_harmless(page)
     frame = open_frame(page, stage.tab_url("browser_chain", plain, "write"))
     assert "dark" in frame.evaluate("document.documentElement.className")
@@ -177,7 +315,7 @@ def test_a_chain_of_prompts_with_a_hostile_name(stage: BrowserStage) -> None:
     save_screenshot(page, "flow-run-dark")
     with page.expect_download() as download:
         frame.locator(".output.text").get_by_role("link", name="Download").click()
-    assert Path(download.value.path()).read_text() == frame.locator("pre").inner_text()
+    assert Path(download.value.path()).read_text() == frame.locator(".view.text").inner_text()
 
 
 def test_each_mapped_instance_has_its_own_run(stage: BrowserStage) -> None:
@@ -189,7 +327,7 @@ def test_each_mapped_instance_has_its_own_run(stage: BrowserStage) -> None:
         frame = open_frame(page, stage.tab_url("browser_mapped", run_id, "make", index))
         expect(frame.get_by_text(prompt)).to_be_visible()
         expect(frame.get_by_text("model/gltf-binary")).to_be_visible()
-        expect(frame.locator(".facts")).to_contain_text("Triangles", ignore_case=True)
+        expect(frame.locator(".facts")).to_contain_text("triangles")
     with page.expect_download() as download:
         frame.get_by_role("link", name="Download").click()
     assert Path(download.value.path()).read_bytes().startswith(b"glTF")
@@ -227,7 +365,7 @@ def test_a_batch(stage: BrowserStage) -> None:
     assert Path(download.value.path()).read_bytes() == written.read_bytes()
     frame.get_by_role("link", name="rustic-stool-1", exact=True).focus()
     page.keyboard.press("Enter")
-    expect(frame.locator(".facts")).to_contain_text("Triangles", ignore_case=True)
+    expect(frame.locator(".facts")).to_contain_text("triangles")
     frame.get_by_role("link", name="Batch").click()
     expect(frame.locator("tbody tr")).to_have_count(50)
     assert_harmless(page)
@@ -270,14 +408,17 @@ def test_the_page_of_all_runs(stage: BrowserStage) -> None:
     expect(frame.locator("td .badge.failed").first).to_be_visible()
     stage.start_run("model_generate_fromimage")
     frame.get_by_label("Flow", exact=True).select_option("model_generate_fromimage")
-    frame.get_by_role("button", name="Apply").focus()
-    page.keyboard.press("Enter")
-    expect(frame.locator("td.flow")).to_have_text(["model_generate_fromimage"])
+    expect(frame.locator("td.flow").first).to_have_text("model_generate_fromimage")
     expect(frame.get_by_label("Flow", exact=True)).to_have_value("model_generate_fromimage")
     frame.get_by_label("Flow", exact=True).select_option("All flows")
-    frame.get_by_role("button", name="Apply").click()
+    frame.get_by_label("Search").fill("Browser_Model")
+    page.keyboard.press("Enter")
+    expect(frame.locator("td.flow").first).to_have_text("model_generate_fromprompt")
+    expect(frame.get_by_role("link", name=re.compile("^browser_model .* make$")).first).to_be_visible()
+    expect(frame.get_by_role("link", name="A vase")).to_be_visible()
     frame.locator(".filters .badge.failed").click()
     expect(frame.locator("td .badge:not(.failed)")).to_have_count(0)
+    expect(frame.locator("td").get_by_text("The mesh has a hole that cannot be closed")).to_be_visible()
     frame.locator("tbody a").first.focus()
     page.keyboard.press("Enter")
     expect(frame.get_by_text("The mesh has a hole that cannot be closed")).to_be_visible()

@@ -38,6 +38,33 @@ with DAG("browser_mapped", schedule=None):
         task_id="make", flow="model_generate_fromprompt", parameters={"quality": "low"}, poll_interval=1
     ).expand(inputs=["A round table", "A stool"])
 
+with DAG("browser_reduced", schedule=None):
+    made = RunFlowOperator(
+        task_id="make",
+        flow="model_generate_fromprompt",
+        inputs="A round table",
+        parameters={"quality": "high"},
+        output_path=OUTPUT,
+        poll_interval=1,
+    )
+    RunFlowOperator(
+        task_id="shrink",
+        flow="model_optimize",
+        parameters={"polygon_count": 500},
+        inputs=made.output["outputs"],
+        output_path=OUTPUT,
+        poll_interval=1,
+    )
+
+with DAG("browser_from_image", schedule=None, params={"uri": ""}):
+    RunFlowOperator(
+        task_id="make",
+        flow="model_generate_fromimage",
+        inputs=[{"uri": "{{ params.uri }}"}],
+        output_path=OUTPUT,
+        poll_interval=1,
+    )
+
 STYLES, KINDS = ("modern", "rustic", "round"), ("chair", "stool", "bench")
 
 with DAG("browser_batch", schedule=None):
