@@ -47,7 +47,8 @@ P = ParamSpec("P")
 class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
     """Run a flow with what a function returns.
 
-    The function is called in each try of the task, and not again after a deferral. It returns
+    The function is called in each try of the task, and not again after a deferral, except for another flow
+    run in place of one whose outputs are rejected. It returns
 
     * the inputs, in any form that `RunFlowOperator` accepts: a string is a prompt, and never names a file;
     * or a dict with the key `inputs`, whose other keys are arguments too: `flow`, `parameters`, `additional`,
@@ -71,6 +72,8 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
     }
     custom_operator_name: str = "@task.flow"
     overwrite_rtif_after_execution: bool = True  # the UI then shows what the function returned
+
+    _own_arguments: Mapping[str, Any] | None = None  # the decorator's, in a try that was deferred
 
     def __init__(
         self,
@@ -106,25 +109,35 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
     def execute(self, context: Context) -> Any:
         """Call the function, then run the flow."""
         with self._abort_earlier_run_on_error(context):
-            merged: Any = {**context, **self.op_kwargs}
-            accepted = determine_kwargs(self.python_callable, self.op_args, merged)
-            arguments = to_arguments(self.python_callable(*self.op_args, **accepted))
-            arguments = self._render_returned(arguments, merged)
-            if not arguments.get("flow", self.flow):
-                message = (
-                    "No flow is set: write @task.flow(flow=...), or return {'flow': ..., 'inputs': ...} from "
-                    "the function"
-                )
-                raise FlowInputError(message)
-            if self.deferrable:
-                is_changed = any(
-                    getattr(self, name) != arguments.get(name, getattr(self, name))
-                    for name in _DEFERRED_ARGUMENTS
-                )
-            self._set_arguments(arguments)
-            if self.deferrable:
-                self._save_deferred_arguments(context, in_store=is_changed)
+            self._call_function(context)
         return super().execute(context)
+
+    def _call_function(self, context: Context) -> None:
+        """Set the arguments that the function returns."""
+        merged: Any = {**context, **self.op_kwargs}
+        accepted = determine_kwargs(self.python_callable, self.op_args, merged)
+        arguments = to_arguments(self.python_callable(*self.op_args, **accepted))
+        arguments = self._render_returned(arguments, merged)
+        if not arguments.get("flow", self.flow):
+            message = (
+                "No flow is set: write @task.flow(flow=...), or return {'flow': ..., 'inputs': ...} from "
+                "the function"
+            )
+            raise FlowInputError(message)
+        if self.deferrable:
+            is_changed = any(
+                getattr(self, name) != arguments.get(name, getattr(self, name))
+                for name in _DEFERRED_ARGUMENTS
+            )
+        self._set_arguments(arguments)
+        if self.deferrable:
+            self._save_deferred_arguments(context, in_store=is_changed)
+
+    def _restore_arguments(self, context: Context) -> None:
+        """Call the function again for another run after a deferral: its inputs are saved nowhere."""
+        if self._own_arguments is not None:
+            self._set_arguments(self._own_arguments)
+            self._call_function(context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Continue after the deferral with the arguments that the function returned before it.
@@ -132,6 +145,7 @@ class FlowDecoratedOperator(DecoratedOperator, RunFlowOperator):
         If no flow run was started yet, the function is called again: its inputs are saved nowhere.
         """
         if next_method != self.start_after_wait.__name__:
+            self._own_arguments = {name: getattr(self, name) for name in RETURNABLE_ARGUMENTS}
             self._set_arguments(self._load_deferred_arguments(next_kwargs or {}, context))
         return super().resume_execution(next_method, next_kwargs, context)
 

@@ -6,13 +6,13 @@ The operators for a run that exists, which `run_operators` defines, are exported
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
@@ -37,6 +37,7 @@ from airflow_provider_flows.run_operators import (
     FetchFlowRunOperator,
 )
 from airflow_provider_flows.storage.output_options import MAX_XCOM_BYTES, OutputOptions
+from airflow_provider_flows.worker.check_retry import CheckedTaskMixin, check_rejection
 from airflow_provider_flows.worker.run_tracking import RunTrackingMixin, find_pushed_run
 from airflow_provider_flows.worker.template_check import (
     CHECKED_ARGUMENTS,
@@ -48,6 +49,7 @@ from airflow_provider_flows.worker.template_check import (
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath, RetryPolicy
 
+    from airflow_provider_flows.core.check_retry import CheckRetry
     from airflow_provider_flows.core.flow_run import FlowRun
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.worker.task_try import TaskTry
@@ -68,10 +70,9 @@ NO_ON_KILL = (
     "while it is deferred, or if its DAG run is marked as success or failed, flow run %s continues; abort it "
     "yourself"
 )
-LOOKUP_KEY = "reuse_lookup"  # in what the task needs again after a deferral
 
 
-class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
+class RunFlowOperator(CheckedTaskMixin, RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     """Start a flow run, wait for it, and fetch its outputs.
 
     The task returns one plain dict (README, "What a task returns"). `flow_run_id` is also pushed to XCom
@@ -108,6 +109,11 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         None means `output_path`. (templated)
     :param max_xcom_bytes: the size of what the task returns, in bytes of JSON. Texts beyond it are stored in
         files below `output_path`, and their `value` is their start. None for any size.
+    :param check_outputs: what the outputs must satisfy: `GlbCheck`, `ImageCheck` or `TextCheck` of
+        `airflow_provider_flows.checks`, a function, or a list of them. None for no checks.
+    :param on_rejected: what happens to outputs that do not: "fail" (default) raises FlowOutputRejected,
+        "again" runs the flow once more first, with another seed if it has one. Each run is billed.
+    :param check_retries: how often "again" does that, at most. Each run has the whole `timeout`.
     :param fetch_partial_outputs: if True, fetch the outputs of a failed or aborted run as well; the error
         lists them.
     :param delete_after_fetch: if True, delete the run at the service after all of its files are stored.
@@ -145,7 +151,6 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     ui_color = "#e4def5"
     xcom_keys = RUN_KEYS
 
-    _deferred_arguments: Mapping[str, Any] | None = None  # what the task needs again after a deferral
     _start_deadline: float | None = None  # of a start that has waited for the account's other flow runs
     _current_try: TaskTry | None = None  # for `on_kill` and the listener; `_run_try` sets it
 
@@ -169,6 +174,9 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         reuse: bool | timedelta = False,
         reuse_path: str | PathLike[str] | ObjectStoragePath | None = None,
         max_xcom_bytes: int | None = MAX_XCOM_BYTES,
+        check_outputs: Any = None,
+        on_rejected: Literal["fail", "again"] = "fail",
+        check_retries: int = 1,
         fetch_partial_outputs: bool = False,
         delete_after_fetch: bool = False,
         durable: bool = True,
@@ -190,12 +198,14 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         self.output_path: Any = output_path  # `OutputOptions` makes a path a text
         self.reuse, self.reuse_path = reuse, cast("Any", reuse_path)
         self.output_conn_id, self.output_name = output_conn_id, output_name
-        self.max_xcom_bytes = max_xcom_bytes
+        self.max_xcom_bytes, self.check_outputs = max_xcom_bytes, check_outputs
+        self.on_rejected, self.check_retries = on_rejected, check_retries
         self.fetch_partial_outputs, self.delete_after_fetch = fetch_partial_outputs, delete_after_fetch
         self.durable, self.abort_on_kill, self.validate = durable, abort_on_kill, validate
         self.check_arguments()
         Schedule.of(poll_interval, max_poll_interval)  # raises on invalid intervals when the DAG is parsed
         to_time_limit("timeout", timeout)
+        check_rejection(check_outputs, on_rejected, check_retries)
         options = self._output_options()
         if not wait_for_completion:
             options.reject_without_wait()
@@ -203,43 +213,54 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Resume the flow run of an earlier try or start one, then wait for it as configured."""
         from airflow_provider_flows.retry_policy import log_if_unsupported
-        from airflow_provider_flows.worker.finish import finish_without_wait
-        from airflow_provider_flows.worker.run_tracking import abort_replaced_runs
-        from airflow_provider_flows.worker.start import plan_run, reject_unused_output_path, resume_or_start
-        from airflow_provider_flows.worker.task_try import on_execution_timeout
+        from airflow_provider_flows.worker.start import reject_unused_output_path
 
         self.raise_if_connection_is_unusable()
         task_try = self._create_task_try(context)
         if not self.wait_for_completion:
             reject_unused_output_path(self, task_try.hook)
         self.warn_about_task_ids()
-        options = self._output_options()
         log_if_unsupported(self)
         if self.deferrable and not task_try.hook.service.supports("get_run"):
             self.log.info(NOT_DEFERRED, task_try.hook.service.name)
+        return self._run(task_try)
+
+    def _run(self, task_try: TaskTry, check_retry: CheckRetry | None = None) -> dict[str, Any]:
+        from airflow_provider_flows.worker.finish import finish_without_wait
+        from airflow_provider_flows.worker.run_tracking import abort_replaced_runs
+        from airflow_provider_flows.worker.start import plan_run, resume_or_start
+        from airflow_provider_flows.worker.task_try import on_execution_timeout
+
         with self._run_try(task_try):
-            on_run_update = self.get_run_tracker(context, task_try.hook)
-            if self.abort_on_kill:
-                abort_replaced_runs(context, task_try.hook)
+            on_run_update = self.get_run_tracker(task_try.context, task_try.hook)
+            if self.abort_on_kill and check_retry is None:
+                abort_replaced_runs(task_try.context, task_try.hook)
             arguments = self.flow, self.inputs, self.parameters, self.additional, self.input_conn_id
             template_problems = (
                 self.get_template_problems(CHECKED_ARGUMENTS - OUTPUT_ARGUMENTS),
                 self.get_template_problems(OUTPUT_ARGUMENTS),
             )
             timeout = to_seconds("timeout", self.timeout)
-            if self._start_deadline is not None:
+            if self._start_deadline is not None and check_retry is None:
                 timeout = self._start_deadline - time.time()
-            planned_run = plan_run(task_try, arguments, options, timeout, template_problems)
-            if planned_run.lookup is not None:
-                saved = {LOOKUP_KEY: planned_run.lookup.to_list()}
-                self._deferred_arguments = {**(self._deferred_arguments or {}), **saved}
-            defer = partial(self._defer_start, task_try, planned_run.deadline) if self.deferrable else None
+            planned_run = plan_run(
+                task_try,
+                arguments,
+                self._output_options(),
+                timeout,
+                template_problems,
+                check_retry=check_retry,
+            )
+            self.save_for_finish(planned_run.lookup, planned_run.check_retry)
+            # a replaced run may be recorded in this process only, so the account is awaited here
+            can_defer_start = self.deferrable and check_retry is None
+            defer = partial(self._defer_start, task_try, planned_run.deadline) if can_defer_start else None
             try:
                 run = resume_or_start(task_try, planned_run, defer)
                 on_run_update(run)
                 can_fetch_later = run.is_completed and task_try.hook.service.staged_start
                 if not self.wait_for_completion and (can_fetch_later or not run.is_final):
-                    return finish_without_wait(context, run)
+                    return finish_without_wait(task_try.context, run)
                 if not run.is_final:
                     run = self._wait_or_defer(task_try, run.flow_run_id, planned_run.deadline)
             except AirflowTaskTimeout:  # Airflow's execution_timeout
@@ -408,6 +429,7 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
             inputs=self.inputs,
             reuse=self.reuse,
             reuse_path=self.reuse_path,
+            check_outputs=self.check_outputs,
         )
 
     def _wait_or_defer(
@@ -475,20 +497,3 @@ class RunFlowOperator(RunTrackingMixin, TemplateCheckMixin, BaseOperator):
         flow_run_id = str(task_try.flow_run_id)
         self.log.warning(UNUSABLE_IN_TRIGGERER, flow_run_id, error.summary)
         return self._wait_or_defer(task_try, flow_run_id, event.get("deadline"), event.get("rejections", 1))
-
-    def _finish(
-        self, task_try: TaskTry, run: FlowRun, on_run_update: Callable[[FlowRun], None]
-    ) -> dict[str, Any]:
-        from airflow_provider_flows.core.reuse import ReuseLookup  # imports stay cheap
-        from airflow_provider_flows.worker.finish import finish
-
-        return finish(
-            task_try.context,
-            task_try.hook,
-            run,
-            self._output_options(),
-            on_run_update=on_run_update,
-            task_state=task_try.task_state,
-            cancellation=task_try.cancellation,
-            lookup=ReuseLookup.from_list((self._deferred_arguments or {}).get(LOOKUP_KEY)),
-        )

@@ -14,6 +14,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowInputError,
     FlowInvalid,
     FlowNotFound,
+    FlowOutputRejected,
     FlowQuotaExceeded,
     FlowTimeout,
     FlowUnreachable,
@@ -33,6 +34,7 @@ PERMANENT_ERRORS = (
     FlowInputError,
     FlowInvalid,
     FlowNotFound,
+    FlowOutputRejected,
     FlowQuotaExceeded,
     FlowTimeout,
     FlowUnreachable,  # only if the connection must be changed

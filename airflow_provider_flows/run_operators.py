@@ -51,6 +51,7 @@ class FetchFlowRunOperator(FlowRunSensor):
     :param output_path: where files are stored, as in `RunFlowOperator`. (templated)
     :param output_conn_id: the Airflow connection of that storage. (templated)
     :param max_xcom_bytes: the largest text output that is returned complete, as in `RunFlowOperator`.
+    :param check_outputs: what the outputs must satisfy, as in `RunFlowOperator`; else the task fails.
     :param fetch_partial_outputs: whether to fetch the outputs of a failed or aborted run too; the error lists
         them.
     """
@@ -70,6 +71,7 @@ class FetchFlowRunOperator(FlowRunSensor):
         output_path: str | PathLike[str] | ObjectStoragePath | None = None,
         output_conn_id: str | None = None,
         max_xcom_bytes: int | None = MAX_XCOM_BYTES,
+        check_outputs: Any = None,
         fetch_partial_outputs: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -86,6 +88,7 @@ class FetchFlowRunOperator(FlowRunSensor):
             output_path=output_path,
             output_conn_id=output_conn_id,
             max_xcom_bytes=max_xcom_bytes,
+            check_outputs=check_outputs,
             fetch_partial_outputs=fetch_partial_outputs,
             **kwargs,
         )

@@ -83,6 +83,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
     :param output_conn_id: the Airflow connection of that storage. (templated)
     :param output_name: how files are called, as in `RunFlowOperator`. (templated)
     :param max_xcom_bytes: the size of what the task returns, in bytes of JSON, as in `RunFlowOperator`.
+    :param check_outputs: what the outputs must satisfy, as in `RunFlowOperator`; else the task fails.
     :param fetch_partial_outputs: whether to fetch the outputs of a failed or aborted run too; the error lists
         them.
     :param poke_interval: Airflow's name of `poll_interval`.
@@ -116,6 +117,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         output_conn_id: str | None = None,
         output_name: str | None = None,
         max_xcom_bytes: int | None = MAX_XCOM_BYTES,
+        check_outputs: Any = None,
         fetch_partial_outputs: bool = False,
         # Airflow's own, named here because Airflow applies `default_args` to named arguments only
         poke_interval: float | timedelta | None = None,
@@ -160,7 +162,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
         )
         self.poll_interval, self.max_poll_interval = schedule.poll_interval, schedule.max_poll_interval
         self.deferrable = deferrable
-        self.max_xcom_bytes = max_xcom_bytes
+        self.max_xcom_bytes, self.check_outputs = max_xcom_bytes, check_outputs
         self.fetch_partial_outputs = fetch_partial_outputs
         self.check_arguments()
         self._output_options()
@@ -369,6 +371,7 @@ class FlowRunSensor(RunTrackingMixin, TemplateCheckMixin, BaseSensorOperator):
             self.max_xcom_bytes,
             self.fetch_partial_outputs,
             output_name=self.output_name,
+            check_outputs=self.check_outputs,
         )
 
     @contextmanager

@@ -23,6 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 AIRFLOW = {"apache-airflow-core": "apache-airflow", "apache-airflow-task-sdk": "apache-airflow"}
 # what may import the distributions of an extra
 EXTRA_MODULES = {
+    "checks": ("checks/mesh.py",),
     "emulator": ("emulator/",),
     "images": ("storage/file_source.py",),
     "openlineage": ("batch/operator.py", "worker/lineage.py", "worker/run_tracking.py"),

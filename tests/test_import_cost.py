@@ -51,6 +51,7 @@ DAG_FILE_MODULES = {
         "storage",
         "storage.output_options",
         "worker",
+        "worker.check_retry",
         "worker.run_tracking",
         "worker.template_check",
     )

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
-from airflow_provider_flows.batch.item_run import BatchTask, RunOptions
+from airflow_provider_flows.batch.options import BatchTask, RunOptions
 from airflow_provider_flows.batch.program import BatchProgram
 from airflow_provider_flows.batch.records import BatchHeader, BatchRecords
 from airflow_provider_flows.batch.results import BatchResults
 from airflow_provider_flows.core.batch import BatchPolicy, BatchState, ItemState
-from airflow_provider_flows.core.exceptions import FlowError, FlowRunFailed
+from airflow_provider_flows.core.exceptions import FlowError, FlowOutputRejected, FlowRunFailed
 from airflow_provider_flows.core.start_or_resume import delete_created_runs
 from airflow_provider_flows.storage.atomic_file import Cancellation
 from airflow_provider_flows.storage.batch_items import BatchItems
@@ -350,8 +350,13 @@ class BatchTry(ABC):
         """
         if self.records is None or self.results is None:
             raise FlowError("The batch has not been run")
+        checked = {}
+        if self.options.output_options.check_outputs is not None:
+            paid_runs = sum(record.attempts for _, record in self.records)
+            checked = {"rejected": program.state.rejected, "paid_runs": paid_runs}
         return {
             **program.state.to_result(),
+            **checked,
             "manifest": self.results.manifest_uri,
             "failed_items": self.results.failed_items_uri,
             "duration": round(max(0.0, time.time() - self.records.header.started_at), 3),
@@ -364,12 +369,14 @@ class BatchTry(ABC):
 
         :raises Exception: the error that has ended the batch early.
         :raises FlowRunFailed: too few items have completed.
+        :raises FlowOutputRejected: the same, and the checks have rejected each item that has failed.
         """
         if program.error is not None:
             raise program.error
         failure = program.state.find_failure()
         if failure is not None:
-            raise FlowRunFailed(
+            has_only_rejections = program.state.has_only_rejections
+            raise (FlowOutputRejected if has_only_rejections else FlowRunFailed)(
                 f"The batch of flow {self.options.flow} has failed: {failure}. The manifest is "
                 f"{result['manifest']}; the items that failed are in {result['failed_items']}, and can be "
                 "the items of another batch."
@@ -382,6 +389,7 @@ def create_output_options(
     *,
     reuse: bool | timedelta = False,
     reuse_path: Any = None,
+    check_outputs: Any = None,
 ) -> OutputOptions:
     """Return the options for the outputs of each run. Texts are in the manifest, except for large ones."""
     from airflow_provider_flows.storage.output_options import OutputOptions
@@ -393,4 +401,5 @@ def create_output_options(
         file_log_level=logging.DEBUG,
         reuse=reuse,
         reuse_path=reuse_path,
+        check_outputs=check_outputs,
     )

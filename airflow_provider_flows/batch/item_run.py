@@ -7,16 +7,16 @@ in threads.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.batch.results import to_failure_line
+from airflow_provider_flows.checks.definitions import MAX_CHECK_RETRIES
+from airflow_provider_flows.checks.files import check_outputs
 from airflow_provider_flows.core.batch import ItemState
 from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
@@ -39,7 +39,6 @@ from airflow_provider_flows.core.start_or_resume import (
     start,
 )
 from airflow_provider_flows.core.validation import Problems
-from airflow_provider_flows.storage.inputs import build_request
 from airflow_provider_flows.storage.outputs import fetch_outputs
 from airflow_provider_flows.storage.reuse_index import (
     create_lookup,
@@ -49,10 +48,11 @@ from airflow_provider_flows.storage.reuse_index import (
 )
 from airflow_provider_flows.triggerer.kill_check import abort_killed_runs
 from airflow_provider_flows.triggerer.shared_poller import SharedPoller
-from airflow_provider_flows.worker.finish import DeadlinePolicy, finish_after_deadline
+from airflow_provider_flows.worker.finish import DeadlinePolicy, find_rejection, finish_after_deadline
 from airflow_provider_flows.worker.saved_run import SavedRunStorage, open_links, seal_links
 
 if TYPE_CHECKING:
+    from airflow_provider_flows.batch.options import RunOptions
     from airflow_provider_flows.batch.records import BatchRecords, ItemRecord
     from airflow_provider_flows.core.account_limits import Reservation
     from airflow_provider_flows.core.batch import BatchItem
@@ -61,14 +61,13 @@ if TYPE_CHECKING:
     from airflow_provider_flows.core.reuse import ReuseLookup
     from airflow_provider_flows.hooks import FlowsHook
     from airflow_provider_flows.storage.atomic_file import Cancellation
-    from airflow_provider_flows.storage.output_options import OutputOptions
     from airflow_provider_flows.transport.rate_limiter import RateLimitedTransport
 
 log = logging.getLogger(__name__)
 
-FINGERPRINT_LENGTH = 16  # hexadecimal digits
 MAX_CONCURRENT_STARTS = 16  # of a service that creates a run before it starts it
 MAX_CONCURRENT_FETCHES = 8
+REJECTIONS_FIELD = "batch_rejections"  # in the stamp of a run that replaces rejected ones
 KILLED = "The task was killed during the start of the flow run of item {key}."
 LIST_FAILED = (
     "No records of earlier tries are saved, and the list of flow runs cannot be searched. If an earlier try "
@@ -85,80 +84,6 @@ LOST_RESPONSE = (
     "Item %s: flow run %s is paid for, and could not be saved for a retry (%s). This try continues with it. "
     "If this try fails, a retry runs the item again, which is billed again"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """How the flow runs of a batch are started, awaited and fetched; see `RunFlowBatchOperator`.
-
-    :param output_options: of each run; `folder_name` is that of its item.
-    :param timeout: seconds that one flow run may take, None for any time.
-    :param stamp: what the stamp of each run says about the try of the task.
-    """
-
-    flow: str
-    parameters: Mapping[str, Any] | None
-    input_conn_id: str | None
-    output_options: OutputOptions
-    poll_interval: float
-    max_poll_interval: float
-    timeout: float | None
-    validate: bool
-    abort_on_kill: bool
-    stamp: Mapping[str, Any]
-
-    def get_parameters(self, item: BatchItem) -> dict[str, Any] | None:
-        """Return the parameters of an item: its own take precedence."""
-        if self.parameters is None and item.parameters is None:
-            return None
-        return {**(self.parameters or {}), **(item.parameters or {})}
-
-    def compute_fingerprint(self, item: BatchItem) -> str:
-        """Return a digest of what an item's run is to be made of, as it is given; no file is read."""
-        request = [self.flow, item.inputs, self.get_parameters(item), item.additional]
-        # through JSON first, which turns every key into text: keys of several types cannot be sorted
-        plain = json.loads(json.dumps(request, default=str))
-        digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-        return digest.hexdigest()[:FINGERPRINT_LENGTH]
-
-    def build_request(
-        self, item: BatchItem, hook: FlowsHook, problems: Problems, *, reads_files: bool = True
-    ) -> RunRequest:
-        """Return the request for an item's run.
-
-        :param reads_files: whether the files among its inputs are read, without which it cannot be sent.
-        """
-        parameters = self.get_parameters(item)
-        arguments = item.inputs, parameters, item.additional, self.input_conn_id
-        return build_request(self.flow, *arguments, problems, hook, reads_files=reads_files)
-
-    def find_problem(self, item: BatchItem, hook: FlowsHook) -> str | None:
-        """Return why an item cannot be sent, as far as that is known without its files; None if it can."""
-        problems = Problems()
-        request = self.build_request(item, hook, problems, reads_files=False)
-        found = hook.preflight.check(request, problems, validate=self.validate).problems
-        return str(found.error()) if found else None
-
-
-@dataclass(frozen=True, slots=True)
-class BatchTask:
-    """What the program needs to know of its task.
-
-    :param try_number: of the task.
-    :param is_first_part: whether this is the start of a try, and not its continuation after a deferral.
-    :param earlier_stamp: what the stamps of all runs of earlier tries have in common; None in a first try.
-    :param skips_invalid_items: whether items that cannot be sent are left out (`validate="skip"`).
-    :param defers: whether runs that are active are left to a trigger.
-    :param final_run_ids: of the runs that a trigger has found to be final; None if it has found none yet. The
-        others are still active.
-    """
-
-    try_number: int
-    is_first_part: bool = True
-    earlier_stamp: dict[str, Any] | None = None
-    skips_invalid_items: bool = False
-    defers: bool = False
-    final_run_ids: Collection[str] | None = None
 
 
 class ItemRunner:
@@ -212,8 +137,10 @@ class ItemRunner:
             is_wanted = record is not None and record.generation == self._records.header.generation
             is_usable = is_wanted and run.state not in NOT_RESUMABLE_STATES
             if record is not None and is_usable and isinstance(key, str) and self._records.get(key) is None:
-                adopted = ItemRecord(record.fingerprint, run.flow_run_id, ItemState.ACTIVE, 1)
-                self._records.put(key, replace(adopted, deadline=record.deadline))
+                rejections = get_stamp(run).get(REJECTIONS_FIELD)
+                rejections = min(rejections, MAX_CHECK_RETRIES) if type(rejections) is int else 0
+                adopted = ItemRecord(record.fingerprint, run.flow_run_id, ItemState.ACTIVE, rejections + 1)
+                self._records.put(key, replace(adopted, deadline=record.deadline, rejections=rejections))
             elif not run.is_final and run.state is not FlowState.CREATED:
                 unwanted_ids.append(run.flow_run_id)
         if unwanted_ids and self._options.abort_on_kill and service.supports("abort"):
@@ -309,14 +236,16 @@ class ItemRunner:
 
     async def _start(self, item: BatchItem) -> FlowRun:
         header, options, earlier = self._records.header, self._options, self._records.get(item.key)
-        request = await asyncio.to_thread(self._prepare, item)
+        fingerprint = options.compute_fingerprint(item)
+        rejections = 0 if earlier is None else earlier.count_rejections(fingerprint)
+        request = await asyncio.to_thread(self._prepare, item, rejections)
         if not isinstance(request, RunRequest):
             return request
         lookup = self._lookups.get(item.key)
         attempt = 1 if earlier is None else earlier.attempts + 1
         deadline = None if options.timeout is None else time.time() + options.timeout
         run_record = RunRecord(
-            options.compute_fingerprint(item),
+            fingerprint,
             header.generation,
             deadline,
             header.create_token(item.key, attempt),
@@ -326,6 +255,7 @@ class ItemRunner:
                 **options.stamp,
                 "batch_key": item.key,
                 **({} if lookup is None else {STAMP_FIELD: lookup.fingerprint}),
+                **({REJECTIONS_FIELD: rejections} if rejections else {}),
             },
         )
         new = self._create_record(run_record, earlier, attempt)
@@ -358,16 +288,22 @@ class ItemRunner:
             self._try_number,
             earlier.failures if earlier is not None and is_same_try else 0,
             run_record.deadline,
+            0 if earlier is None else earlier.count_rejections(run_record.fingerprint),
         )
 
-    def _prepare(self, item: BatchItem) -> RunRequest | FlowRun:
-        """Return the validated request for an item, with what the flow's definition adds, or a reused run."""
+    def _prepare(self, item: BatchItem, rejections: int) -> RunRequest | FlowRun:
+        """Return the validated request for an item, with what the flow's definition adds, or a reused run.
+
+        :param rejections: how many runs of the item were rejected, which the new one replaces.
+        """
         problems, output_options = Problems(), self._options.output_options
         with self._hook.copy_for_thread() as hook:
             hook.hidden_inputs = item.inputs
             request = self._options.build_request(item, hook, problems)
             if not problems:
-                lookup = create_lookup(output_options, hook.service, hook.settings.base_url, request)
+                request, reused_request = self._options.change_seed(request, hook, rejections)
+                host = hook.settings.base_url
+                lookup = create_lookup(output_options, hook.service, host, reused_request)
                 reused_run = find_reusable_run(output_options, lookup)
                 if reused_run is not None:
                     return reused_run
@@ -427,11 +363,12 @@ class ItemRunner:
         return saved_run
 
     def delete_response(self, key: str) -> None:
-        """Delete the response that was saved for an item, because its outputs are stored."""
+        """Delete the responses that were saved for an item, because its outputs are stored."""
         record = self._records.get(key)
         if record is not None and not self._service.supports("get_run"):
             storage = self._get_response_storage(key)
-            storage.delete_file(self._records.header.create_token(key, record.attempts))
+            for attempt in range(max(1, record.attempts - record.rejections), record.attempts + 1):
+                storage.delete_file(self._records.header.create_token(key, attempt))
 
     async def wait(self, item: BatchItem, run: FlowRun) -> FlowRun:
         """Wait until a run is final, and return it. A run whose deadline passes is aborted.
@@ -460,6 +397,7 @@ class ItemRunner:
         """Fetch the outputs of a completed run into the item's folder, and return the run with them.
 
         :raises FlowServiceError: an output could not be fetched.
+        :raises FlowOutputRejected: the outputs, which are stored, do not satisfy the checks.
         :raises CancelledWriteError: the task was killed.
         """
         async with self._fetch_slots:
@@ -472,6 +410,10 @@ class ItemRunner:
             fetched_run, error = fetch_outputs(hook, run, options, None, self._cancellation)
         if error is not None:
             raise error
+        if options.check_outputs is not None:
+            fetched_run = fetched_run if run.reused else check_outputs(fetched_run, options)
+            if (rejection := find_rejection(fetched_run)) is not None:
+                raise rejection
         lookup = self._lookups.pop(item.key, None)
         if lookup is None:  # it was started in an earlier part of the task
             lookup = restore_lookup(options, get_stamp(run).get(STAMP_FIELD), run)

@@ -12,6 +12,7 @@ from airflow_provider_flows.core.batch import BatchPolicy
 from airflow_provider_flows.core.exceptions import FlowInputError
 from airflow_provider_flows.core.polling.schedule import Schedule, to_seconds
 from airflow_provider_flows.core.reuse import to_max_age
+from airflow_provider_flows.worker.check_retry import AGAIN, check_rejection
 from airflow_provider_flows.worker.template_check import CHECKED_ARGUMENTS, TemplateCheckMixin
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
     :param stop_after_failures: after so many failed flow runs in a row, no other is started, those that are
         active continue to their end, and the task fails. None for any number.
     :param item_retries: how often a failed item is run again within one try of the task.
+    :param check_outputs: what the outputs of each item must satisfy, as for `RunFlowOperator`. An item whose
+        outputs do not has failed, with its verdict in the manifest; a retry of the task leaves it so.
+    :param on_rejected: "again" runs such an item once more first, with another seed if the flow has one.
+    :param check_retries: how often that is done for one item, at most.
     :param flows_conn_id: the Airflow connection; its type selects the service. (templated)
     :param input_conn_id: the Airflow connection of the storage of `items` and of the files in it. (templated)
     :param output_conn_id: the Airflow connection of the storage of `output_path`. (templated)
@@ -114,6 +119,9 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         min_success_ratio: float = 1.0,
         stop_after_failures: int | None = 20,
         item_retries: int = 0,
+        check_outputs: Any = None,
+        on_rejected: Literal["fail", "again"] = "fail",
+        check_retries: int = 1,
         flows_conn_id: str = "flows_default",
         input_conn_id: str | None = None,
         output_conn_id: str | None = None,
@@ -135,6 +143,8 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         self.reuse, self.reuse_path = reuse, reuse_path
         self.max_active_runs, self.min_success_ratio = max_active_runs, min_success_ratio
         self.stop_after_failures, self.item_retries = stop_after_failures, item_retries
+        self.check_outputs = check_outputs
+        self.on_rejected, self.check_retries = on_rejected, check_retries
         self.flows_conn_id, self.input_conn_id = flows_conn_id, input_conn_id
         self.deferrable, self.timeout = deferrable, timeout
         self.poll_interval, self.max_poll_interval = poll_interval, max_poll_interval
@@ -144,6 +154,7 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
         Schedule.of(poll_interval, max_poll_interval)  # raises on invalid values when the DAG is parsed
         to_seconds("timeout", timeout)
         to_max_age(reuse)
+        check_rejection(check_outputs, on_rejected, check_retries)
         self._create_policy()
         if not isinstance(validate, bool) and validate != SKIP:
             raise FlowInputError(f"validate must be True, False or {SKIP!r}, not {validate!r}")
@@ -280,7 +291,11 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
 
     def _create_policy(self) -> BatchPolicy:
         return BatchPolicy(
-            self.max_active_runs, self.min_success_ratio, self.stop_after_failures, self.item_retries
+            self.max_active_runs,
+            self.min_success_ratio,
+            self.stop_after_failures,
+            self.item_retries,
+            self.check_retries if self.on_rejected == AGAIN else 0,
         )
 
     def _get_hook(self) -> FlowsHook:
@@ -292,7 +307,7 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
 
     def _create_try(self, context: Context, *, is_first_part: bool = True) -> BatchTaskTry:
         from airflow_provider_flows.batch.batch_try import create_output_options  # imports stay cheap
-        from airflow_provider_flows.batch.item_run import RunOptions
+        from airflow_provider_flows.batch.options import RunOptions
         from airflow_provider_flows.batch.task import BatchTaskTry, create_stamp
 
         schedule = Schedule.of(self.poll_interval, self.max_poll_interval)
@@ -301,7 +316,11 @@ class RunFlowBatchOperator(TemplateCheckMixin, BaseOperator):
             self.parameters,
             self.input_conn_id,
             create_output_options(
-                self.output_path, self.output_conn_id, reuse=self.reuse, reuse_path=self.reuse_path
+                self.output_path,
+                self.output_conn_id,
+                reuse=self.reuse,
+                reuse_path=self.reuse_path,
+                check_outputs=self.check_outputs,
             ),
             schedule.poll_interval,
             schedule.max_poll_interval,

@@ -10,14 +10,15 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from airflow_provider_flows.batch.item_run import BatchTask, ItemRunner
+from airflow_provider_flows.batch.item_reader import ItemReader
+from airflow_provider_flows.batch.item_run import ItemRunner
 from airflow_provider_flows.batch.records import ItemRecord
 from airflow_provider_flows.batch.results import to_failure_line
 from airflow_provider_flows.core.account_limits import pick_wait_seconds
@@ -26,9 +27,7 @@ from airflow_provider_flows.core.batch import (
     BatchPolicy,
     BatchProgress,
     BatchState,
-    ItemProblem,
     ItemState,
-    ProblemList,
     Step,
     is_repeatable,
 )
@@ -36,6 +35,7 @@ from airflow_provider_flows.core.exceptions import (
     FlowAuthError,
     FlowError,
     FlowNotFound,
+    FlowOutputRejected,
     FlowQuotaExceeded,
     FlowRunFailed,
 )
@@ -44,7 +44,7 @@ from airflow_provider_flows.storage.atomic_file import CancelledWriteError
 from airflow_provider_flows.worker.task_try import CREDENTIALS_CHANGED
 
 if TYPE_CHECKING:
-    from airflow_provider_flows.batch.item_run import RunOptions
+    from airflow_provider_flows.batch.options import BatchTask, RunOptions
     from airflow_provider_flows.batch.records import BatchRecords
     from airflow_provider_flows.batch.results import BatchResults
     from airflow_provider_flows.core.flow_run import FlowRun
@@ -88,7 +88,7 @@ class BatchProgram:
         on_change: Callable[[BatchState], None] = lambda _: None,
     ) -> None:
         self._hook, self._reload_hook = hook, reload_hook
-        self._source, self._checked_source = sources
+        self._source = sources[0]
         self._policy, self._options, self._task = policy, options, task
         self._records, self._results, self._cancellation = records, results, cancellation
         self._on_change = on_change
@@ -103,13 +103,13 @@ class BatchProgram:
         """Whether the task can be deferred until the account has fewer active runs."""
         self._has_changed = asyncio.Event()
         self._rows: dict[str, int] = {}  # of the items in progress, by key
-        self._skipped = bytearray()  # 1 for each item, in the order of the source, that is not to be taken
         self._deferred_keys: set[str] = set()
         self._unstarted: deque[BatchItem] = deque()  # taken while the account had too many active runs
         self._full_until = 0.0  # monotonic seconds, until which no other item is taken for that reason
         self._full_logged_at = -FULL_LOG_SECONDS
         self._logged_failures = 0
         self._has_read_all = False
+        self._reader = ItemReader(sources, self.state, options, records, results, task)
         self._runner: ItemRunner
         self._transports: AsyncExitStack
         self._reload_lock = asyncio.Lock()
@@ -134,8 +134,9 @@ class BatchProgram:
             )
             if self._task.is_first_part and self._task.earlier_stamp is not None and not self._records:
                 await self._runner.adopt_listed_runs(self._task.earlier_stamp)
-            active_items = await asyncio.to_thread(self._read_all)
+            active_items = await asyncio.to_thread(self._reader.read_all)
             self._has_read_all = True
+            self._logged_failures = self._reader.count_failures()
             self._records.change_header(total=self.state.total)
             if self._task.is_first_part:
                 keys = [item.key for item in active_items]
@@ -159,66 +160,11 @@ class BatchProgram:
         else:
             await self._end()
 
-    # The first pass over the items, in a thread
-
-    def _read_all(self) -> list[BatchItem]:
-        """Count all items, and return those whose runs may be active.
-
-        :raises FlowInputError: items cannot be sent.
-        """
-        problems, active_items = ProblemList(), []
-        stored: list[tuple[int, BatchItem, ItemRecord]] = []
-        source = self._checked_source if self._task.is_first_part else self._source
-        for index, item in enumerate(source):
-            self._skipped.append(1)
-            if isinstance(item, ItemProblem):
-                self._add_problem(item, problems)
-                continue
-            record = self._records.get(item.key)
-            state = self._get_initial_state(item, record)
-            if record is not None and state not in {ItemState.PENDING, ItemState.ACTIVE}:
-                stored.append((index, item, replace(record, state=state)))
-                continue
-            self.state.add(state)
-            if state is ItemState.ACTIVE:
-                active_items.append(item)
-            else:
-                self._skipped[index] = 0
-        if problems and not self._task.skips_invalid_items:
-            raise problems.error(self._source.row_name)
-        for (index, _, record), line in self._results.restore(stored, checks_files=self._task.is_first_part):
-            # without its line, or its files, a completed run is fetched again
-            self._skipped[index] = int(line is not None)
-            self.state.add(ItemState.PENDING if line is None else record.state)
-            self.state.reused += int(line is not None and line.reused)
-        self._logged_failures = self.state.counts[ItemState.FAILED] + self.state.counts[ItemState.ABORTED]
-        return active_items
-
-    def _add_problem(self, problem: ItemProblem, problems: ProblemList) -> None:
-        problems.add(problem)
-        self._results.add_problem(problem)
-        self.state.add(ItemState.INVALID)
-        if problem.key is not None:  # for the next part of the try, which does not check the items again
-            self._records.put(problem.key, ItemRecord("", state=ItemState.INVALID))
-
-    def _get_initial_state(self, item: BatchItem, record: ItemRecord | None) -> ItemState:
-        """Return the state of an item by its record; an item that failed in an earlier try is run again."""
-        if record is None:
-            return ItemState.PENDING
-        if record.state is ItemState.ACTIVE:
-            is_same_try = record.try_number == self._task.try_number and not self._task.is_first_part
-            has_failed = is_same_try and record.failures > self._policy.item_retries
-            return ItemState.FAILED if has_failed else ItemState.ACTIVE
-        if record.state is not ItemState.COMPLETED:
-            return ItemState.PENDING if self._task.is_first_part else record.state
-        is_same_request = record.fingerprint == self._options.compute_fingerprint(item)
-        return record.state if is_same_request else ItemState.PENDING
-
     # Taking items
 
     async def _take_items(self, group: asyncio.TaskGroup) -> None:
         """Take one item after the other while there is room, and return when nothing is left to do."""
-        items = self._read_pending()
+        items = self._reader.iter_pending()
         waiting: list[BatchItem] = []
         while True:
             self._has_changed.clear()
@@ -248,12 +194,6 @@ class BatchProgram:
                 self._take(group, item)
             else:
                 self.state.has_more = False
-
-    def _read_pending(self) -> Iterator[BatchItem]:
-        """Yield the items that are to be started."""
-        for index, item in enumerate(self._source):
-            if not isinstance(item, ItemProblem) and index < len(self._skipped) and not self._skipped[index]:
-                yield item
 
     def _take(self, group: asyncio.TaskGroup, item: BatchItem) -> None:
         self._rows[item.key] = item.row
@@ -383,6 +323,9 @@ class BatchProgram:
             except CancelledWriteError:
                 self._change(ItemState.FETCHING, ItemState.FAILED)
                 return
+            except FlowOutputRejected as error:
+                self._on_rejected(item, error)
+                return
             except Exception as error:  # noqa: BLE001  # any error of a storage's library
                 if await self._has_new_key(hook, error):
                     continue
@@ -395,6 +338,25 @@ class BatchProgram:
             else:
                 self._complete_item(item, fetched_run)
                 return
+
+    def _on_rejected(self, item: BatchItem, error: FlowOutputRejected) -> None:
+        """Leave an item for another run, if one may replace the rejected one; else record that it failed."""
+        self.state.record_failure()
+        record = self._records.get(item.key) or ItemRecord(self._options.compute_fingerprint(item))
+        rejections = record.rejections + 1
+        may_replace = self.state.may_replace(rejections)
+        state = ItemState.PENDING if may_replace else ItemState.FAILED
+        self._records.put(item.key, replace(record, state=state, rejections=rejections))
+        if may_replace:
+            log.info(
+                "Item %s is run again, because its outputs are rejected: %s", item.key, to_failure_line(error)
+            )
+            self._unstarted.append(item)
+            self.state.has_more = True
+            self._change(ItemState.FETCHING, ItemState.PENDING)
+            return
+        self.state.rejected += 1
+        self._end_item(item, ItemState.FETCHING, error)
 
     def _ends_batch(self, error: Exception, *, is_starting: bool) -> bool:
         """Return whether an error would be that of every other item as well."""
@@ -479,12 +441,12 @@ class BatchProgram:
                 for key, row in list(self._rows.items())
                 if (record := self._records.get(key)) is not None and record.state is ItemState.ACTIVE
             }
-            completed_keys = await asyncio.to_thread(self._results.write, active)
+            settled_keys = await asyncio.to_thread(self._results.write, active)
         except Exception as error:  # noqa: BLE001  # any error of a store
             log.warning("The manifest could not be written: %s", to_failure_line(error))
             return
         if not self._hook.service.supports("get_run"):
-            for key in completed_keys:
+            for key in settled_keys:
                 await asyncio.to_thread(self._runner.delete_response, key)
 
     async def _end(self) -> None:

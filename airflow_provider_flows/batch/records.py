@@ -38,6 +38,8 @@ class ItemRecord:
     :param try_number: the try of the task in which it was last run.
     :param failures: how often it failed in that try.
     :param deadline: of its last run, in epoch seconds, or None.
+    :param rejections: how many of its runs had outputs that the task's checks have rejected, in all tries. It
+        is written with the id of the run that replaces them, so that none is counted twice.
     """
 
     fingerprint: str
@@ -47,12 +49,18 @@ class ItemRecord:
     try_number: int = 0
     failures: int = 0
     deadline: float | None = None
+    rejections: int = 0
+
+    def count_rejections(self, fingerprint: str) -> int:
+        """Return how many runs for a request were rejected; those for another request do not count."""
+        return self.rejections if self.fingerprint == fingerprint else 0
 
     def to_list(self) -> list[Any]:
         """Return the values in their order, without names, because there are thousands."""
         deadline = None if self.deadline is None else round(self.deadline)
         identity = [self.fingerprint, self.flow_run_id, self.state.value]
-        return [*identity, self.attempts, self.try_number, self.failures, deadline]
+        rejections = [self.rejections] if self.rejections else []
+        return [*identity, self.attempts, self.try_number, self.failures, deadline, *rejections]
 
     @classmethod
     def from_list(cls, values: Any) -> Self:
@@ -60,15 +68,17 @@ class ItemRecord:
 
         :raises ValueError: it is not one.
         """
-        if not isinstance(values, list) or len(values) != len(cls.__dataclass_fields__):
+        length = len(cls.__dataclass_fields__)
+        if not isinstance(values, list) or len(values) not in {length - 1, length}:
             raise ValueError("it is not a list of the expected length")
-        fingerprint, flow_run_id, state, attempts, try_number, failures, deadline = values
-        counts = (attempts, try_number, failures)
+        fingerprint, flow_run_id, state, attempts, try_number, failures, deadline, *rejections = values
+        counts = (attempts, try_number, failures, *rejections)
         are_texts = isinstance(fingerprint, str) and isinstance(flow_run_id, str | None)
         are_numbers = all(isinstance(count, int) for count in counts)
         if not (are_texts and are_numbers and isinstance(deadline, int | float | None)):
             raise ValueError("its values have other types")
-        return cls(fingerprint, flow_run_id, ItemState(state), *counts, deadline)
+        numbers = (attempts, try_number, failures, deadline, *rejections)
+        return cls(fingerprint, flow_run_id, ItemState(state), *numbers)
 
 
 @dataclass(frozen=True, slots=True)

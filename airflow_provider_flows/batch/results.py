@@ -42,7 +42,7 @@ class BatchResults:
     def __init__(self, options: OutputOptions) -> None:
         self._options = options
         self._manifest = BatchManifest(str(options.output_path), options.output_conn_id)
-        self._new_completed: list[str] = []
+        self._new_settled: list[str] = []
         self._lock = Lock()
 
     @property
@@ -59,7 +59,7 @@ class BatchResults:
         """Add the line of an item whose outputs are stored."""
         self._add(item, ItemState.COMPLETED, record, run, None)
         with self._lock:
-            self._new_completed.append(item.key)
+            self._new_settled.append(item.key)
 
     def add_failure(
         self, item: BatchItem, state: ItemState, record: ItemRecord, error: Exception, run: FlowRun | None
@@ -67,6 +67,9 @@ class BatchResults:
         """Add the line of an item that has failed, with the error's text."""
         text = to_safe_text(redact_text(str(error)))[:MAX_ERROR_LENGTH] or type(error).__name__
         self._add(item, state, record, run, to_line(text))
+        if run is not None and run.verdict is not None:  # nothing of it is fetched again
+            with self._lock:
+                self._new_settled.append(item.key)
 
     def add_problem(self, problem: ItemProblem) -> None:
         """Add the line of an item that cannot be sent."""
@@ -85,12 +88,23 @@ class BatchResults:
         times: dict[str, Any] = {}
         if run is not None:
             data = run.to_dict()
-            outputs = data["outputs"] if state == ItemState.COMPLETED else ()
+            is_shown = state == ItemState.COMPLETED or run.verdict is not None
+            outputs = data["outputs"] if is_shown else ()
             times = {"started_at": data["started_at"], "finished_at": data["finished_at"]}
         flow_run_id = None if record is None else record.flow_run_id
         attempts = 0 if record is None else record.attempts
         is_reused = run is not None and run.reused
-        line = ManifestLine(item.key, state, flow_run_id, outputs, error, attempts, **times, reused=is_reused)
+        line = ManifestLine(
+            item.key,
+            state,
+            flow_run_id,
+            outputs,
+            error,
+            attempts,
+            **times,
+            reused=is_reused,
+            verdict=None if run is None else run.verdict,
+        )
         self._manifest.record(line, item.row)
 
     def restore(
@@ -129,7 +143,8 @@ class BatchResults:
             failed = ManifestLine(item.key, record.state, record.flow_run_id, attempts=record.attempts)
             return failed if record.state in FAILED_STATES else None
         line = ManifestLine(**{name: value for name, value in data.items() if name in _FIELDS})
-        if checks_files and not all(map(self._is_file_stored, line.outputs)):
+        is_completed = record.state is ItemState.COMPLETED
+        if checks_files and is_completed and not all(map(self._is_file_stored, line.outputs)):
             return None
         return line
 
@@ -140,13 +155,15 @@ class BatchResults:
         return is_stored(FlowOutput(str(output.get("name")), status=READY, uri=uri, size=size), self._options)
 
     def write(self, active: Mapping[str, tuple[int, ItemRecord]]) -> list[str]:
-        """Write the manifest, and return the keys of the items that have completed since the last time.
+        """Write the manifest, and return the keys of the items that have been settled since the last time.
+
+        Their outputs are stored, and are accepted or rejected for good.
 
         :param active: the rows and the records of the items whose runs are active, by key.
         :raises OSError: the store does not accept the file.
         """
         with self._lock:
-            completed, self._new_completed = self._new_completed, []
+            settled, self._new_settled = self._new_settled, []
         for key, (row, record) in active.items():
             line = ManifestLine(key, ItemState.ACTIVE, record.flow_run_id, attempts=record.attempts)
             self._manifest.record(line, row)
@@ -154,9 +171,9 @@ class BatchResults:
             self._manifest.write()
         except BaseException:
             with self._lock:
-                self._new_completed += completed
+                self._new_settled += settled
             raise
-        return completed
+        return settled
 
     def write_end(self, source: Iterable[BatchItem | ItemProblem], get: Any) -> None:
         """Add the lines of items that were not started, and write the manifest and the items that failed.

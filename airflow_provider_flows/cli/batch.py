@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from airflow_provider_flows.batch.batch_try import BatchTry, create_output_options
-from airflow_provider_flows.batch.item_run import RunOptions
+from airflow_provider_flows.batch.options import RunOptions
 from airflow_provider_flows.cli import arguments
 from airflow_provider_flows.cli.command import SigtermReceived, command
 from airflow_provider_flows.cli.parser import Exit

@@ -140,7 +140,9 @@ TRANSITIONS: Mapping[ItemState, frozenset[ItemState]] = {
     ItemState.ACTIVE: frozenset(
         {ItemState.PENDING, ItemState.FETCHING, ItemState.FAILED, ItemState.ABORTED}
     ),  # pending: its start was rejected for a reason that ends the batch
-    ItemState.FETCHING: frozenset({ItemState.COMPLETED, ItemState.FAILED}),
+    ItemState.FETCHING: frozenset(
+        {ItemState.PENDING, ItemState.COMPLETED, ItemState.FAILED}
+    ),  # pending: its outputs were rejected, and another run replaces its run
     ItemState.COMPLETED: frozenset(),
     ItemState.FAILED: frozenset(),
     ItemState.ABORTED: frozenset(),
@@ -169,6 +171,7 @@ class BatchPolicy:
     :param stop_after_failures: after so many failed runs in a row, no other run is started; None for any
         number.
     :param item_retries: how often a failed item is run again within one try of the task.
+    :param check_retries: how often an item is run again whose outputs are rejected, in all tries.
     :raises FlowInputError: a value is not valid.
     """
 
@@ -176,6 +179,7 @@ class BatchPolicy:
     min_success_ratio: float = 1.0
     stop_after_failures: int | None = 20
     item_retries: int = 0
+    check_retries: int = 0
 
     def __post_init__(self) -> None:
         """Validate the values."""
@@ -206,6 +210,8 @@ class BatchState:
         self.failures_in_row = failures_in_row
         self.reused = 0
         """How many completed items have the outputs of an earlier run of the same request."""
+        self.rejected = 0
+        """How many failed items have outputs that the task's checks have rejected for good."""
         self.deferred = 0
         """How many active items are left to a trigger."""
         self.has_more = True
@@ -261,6 +267,13 @@ class BatchState:
         """
         return self.stop_reason is None and failures <= self.policy.item_retries
 
+    def may_replace(self, rejections: int) -> bool:
+        """Return whether another run replaces one whose outputs were rejected.
+
+        :param rejections: how many runs of the item were rejected.
+        """
+        return self.stop_reason is None and rejections <= self.policy.check_retries
+
     @property
     def is_left_to_trigger(self) -> bool:
         """Whether nothing is left to do here, but to start other runs."""
@@ -274,6 +287,12 @@ class BatchState:
             return Step.START
         return Step.END if self.is_left_to_trigger else Step.WAIT
 
+    @property
+    def has_only_rejections(self) -> bool:
+        """Whether each failed item was rejected by the checks, so that another try would find the same."""
+        failed = self.counts[ItemState.FAILED] + self.counts[ItemState.ABORTED]
+        return 0 < self.rejected == failed
+
     def find_failure(self) -> str | None:
         """Return why the task fails, after everything has been tried; None if it succeeds."""
         valid = self.total - self.counts[ItemState.INVALID]
@@ -282,6 +301,8 @@ class BatchState:
         if completed >= self.policy.min_success_ratio * valid - ROUNDING_ERROR and not is_stopped:
             return None
         share = f"{completed:,} of {valid:,} items have completed"
+        if self.rejected:
+            share += f" (the outputs of {self.rejected:,} do not satisfy check_outputs)"
         if self.stop_reason is not None:
             return f"{share}, and the batch was stopped: {self.stop_reason}"
         return f"{share}, less than min_success_ratio ({self.policy.min_success_ratio:g})"

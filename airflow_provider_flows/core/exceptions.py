@@ -4,6 +4,7 @@ FlowError
 ├── FlowInputError          an argument cannot be sent, or a file changed before it was sent
 ├── FlowRunFailed           the flow run ended in state `failed`; carries the run
 │   └── FlowRunAborted      the flow run ended in state `aborted`
+├── FlowOutputRejected      the outputs of a completed run do not satisfy the task's checks; carries the run
 ├── FlowTimeout             the deadline passed before the run was final (the sensor raises FlowSensorTimeout)
 └── FlowServiceError        the service did not respond with success
     ├── FlowAuthError       401, 403: the API key is wrong, expired or lacks a permission
@@ -68,6 +69,20 @@ class FlowRunFailed(FlowError):
 
 class FlowRunAborted(FlowRunFailed):
     """The flow run ended in state `aborted`."""
+
+
+class FlowOutputRejected(FlowError):
+    """The flow run completed, and its outputs do not satisfy the checks of its task (`check_outputs`).
+
+    The files are stored, and the run is paid for. A retry of the task would find the same files.
+
+    :param run: the `FlowRun` with its outputs and their verdicts, or None. It is not annotated as one, as in
+        `FlowRunFailed`.
+    """
+
+    def __init__(self, message: str, run: Any = None) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 class FlowTimeout(FlowError):

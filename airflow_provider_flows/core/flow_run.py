@@ -157,6 +157,8 @@ class FlowOutput:
     :param expires_at: time at which that URL expires, ISO 8601.
     :param warning: why the stored file may be unusable: it contradicts its header or its media type, and
         arrived so twice.
+    :param verdict: of the task's checks (`check_outputs`): `accepted`, `problems` and `facts`; None if none
+        concerns it.
     """
 
     name: str
@@ -172,6 +174,7 @@ class FlowOutput:
     is_url: bool = False
     expires_at: str | None = None
     warning: str | None = None
+    verdict: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Bound what goes to XCom, logs and stores, as lines, whichever service it comes from.
@@ -191,7 +194,7 @@ class FlowOutput:
         """Return the XCom form.
 
         Always present are name, asset_id, status, media_type and additional; error, warning, value, and uri
-        with size and sha256, only if they are set.
+        with size and sha256, only if they are set, and so is verdict.
         """
         data: dict[str, Any] = {
             "name": self.name,
@@ -204,6 +207,8 @@ class FlowOutput:
             data["error"] = str(self.error)
         if self.warning:
             data["warning"] = self.warning
+        if self.verdict is not None:
+            data["verdict"] = dict(self.verdict)
         if self.value is not None:
             data["value"] = self.value
         if self.uri is not None:
@@ -242,6 +247,8 @@ class FlowRun:
     :param error: the service's reason for a failure, if it states one.
     :param raw: the service's complete response.
     :param reused: whether this is the run of an earlier task with the same request, whose outputs are stored.
+    :param verdict: of the task's checks (`check_outputs`): `accepted`, `problems`, and with the task's result
+        `paid_runs` and `rejected_runs`; None without checks.
     """
 
     flow_run_id: str
@@ -260,6 +267,7 @@ class FlowRun:
     outputs: tuple[FlowOutput, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     reused: bool = False
+    verdict: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Bound what goes to XCom, logs and stores, as lines, whichever service it comes from.
@@ -316,7 +324,8 @@ class FlowRun:
     def to_dict(self) -> dict[str, Any]:
         """Return the dict that operator and sensor return.
 
-        Timestamps are ISO 8601 in UTC, `duration` is in seconds. `reused` is there only if it is True.
+        Timestamps are ISO 8601 in UTC, `duration` is in seconds. `reused` is there only if it is True, and
+        `verdict` only with checks.
         """
         data: dict[str, Any] = {
             "flow_run_id": self.flow_run_id,
@@ -330,6 +339,8 @@ class FlowRun:
             "duration": self.duration,
             "outputs": [output.to_dict() for output in self.outputs],
         }
+        if self.verdict is not None:
+            data["verdict"] = dict(self.verdict)
         return {**data, "reused": True} if self.reused else data
 
     def to_event(self) -> dict[str, Any]:

@@ -87,6 +87,14 @@ MAX_UNASKED_MODEL_BYTES = 32 * MIB  # of one that is displayed without a click
 MAX_CHECKED_INFO_BYTES = 256 * MIB  # of a file whose digest is computed before its header is shown
 MAX_GLB_HEADER_BYTES = 8 * MIB  # of the JSON chunk; models with thousands of parts have less
 
+# What a task reads of an output to check it (`check_outputs`); a larger one is rejected with that reason.
+MAX_CHECKED_TEXT_BYTES = 16 * MIB
+MAX_CHECKED_PICTURE_BYTES = 256 * MIB  # a chunk at a time
+MAX_MESH_BYTES = 512 * MIB  # of a model whose geometry is loaded, for `is_watertight`
+MAX_MESH_TRIANGLES = 5_000_000  # of such a model; they take about 2 GiB in memory
+MAX_VERDICT_LENGTH = 300  # characters of one problem of an output
+MAX_VERDICT_PROBLEMS = 10  # of one output
+
 # Sizes of one input of a run, in bytes. All are checked before a run is created.
 MAX_INPUT_BYTES = 4096 * MIB  # a file; it is never in memory as a whole
 MAX_FETCHED_INPUT_BYTES = 4096 * MIB  # all files from URLs of one run; they are in a temporary file

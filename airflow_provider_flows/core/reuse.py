@@ -109,7 +109,7 @@ class ReuseEntry:
             "version": VERSION,
             "fingerprint": self.fingerprint,
             "saved_at": self.saved_at,
-            "run": self.run.to_record(),
+            "run": without_verdicts(self.run).to_record(),
         }
         return json.dumps(data)
 
@@ -128,7 +128,7 @@ class ReuseEntry:
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError, FlowError):
             return None
         is_valid = is_of_request and math.isfinite(saved_at) and find_obstacle(run) is None
-        return cls(fingerprint, saved_at, run) if is_valid else None
+        return cls(fingerprint, saved_at, without_verdicts(run)) if is_valid else None
 
     def find_age_problem(self, max_age: float, now: float) -> str | None:
         """Return why the entry is too old, None if it is not.
@@ -155,6 +155,11 @@ class ReuseEntry:
             "outputs": len(self.run.outputs),
             "size": sum(output.size or 0 for output in self.run.outputs),
         }
+
+
+def without_verdicts(run: FlowRun) -> FlowRun:
+    """Return a run without the verdicts of a task's checks: another task may have other checks."""
+    return replace(run, verdict=None, outputs=tuple(replace(output, verdict=None) for output in run.outputs))
 
 
 def find_obstacle(run: FlowRun) -> str | None:

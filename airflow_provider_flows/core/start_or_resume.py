@@ -91,6 +91,8 @@ class RunRecord:
     :param host: the connection's base URL at that time, without credentials.
     :param created_by: the try that started the run, by Airflow's attribute names (`dag_id`, ...); part of
         the stamp.
+    :param check_retry: the runs that it replaces because their outputs were rejected
+        (`CheckRetry.to_dict`); part of the stamp, without the reasons.
     """
 
     fingerprint: str
@@ -102,6 +104,7 @@ class RunRecord:
     conn_id: str | None = None
     host: str | None = None
     created_by: dict[str, Any] | None = None
+    check_retry: dict[str, Any] | None = None
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -109,7 +112,11 @@ class RunRecord:
 
         A later try without the record creates it again from the stamp (`from_stamp`).
         """
-        return {**(self.created_by or {}), **{name: getattr(self, name) for name in STAMPED_FIELDS}}
+        fields = {name: getattr(self, name) for name in STAMPED_FIELDS}
+        if self.check_retry is not None:
+            rows = [{**row, "problems": []} for row in self.check_retry["rejected_runs"]]
+            fields["check_retry"] = {**self.check_retry, "rejected_runs": rows}
+        return {**(self.created_by or {}), **fields}
 
     def is_stamped_on(self, run: FlowRun) -> bool:
         """Return whether a run carries the stamp of this record."""
@@ -131,6 +138,7 @@ class RunRecord:
             if record.saved_run is not None:
                 FlowRun.from_record(record.saved_run)
             is_valid = math.isfinite(record.deadline or 0.0) and isinstance(record.generation, int)
+            is_valid = is_valid and isinstance(record.check_retry, dict | None)
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
             return None
         texts = (record.fingerprint, record.token)
@@ -142,7 +150,7 @@ class RunRecord:
     def from_stamp(cls, run: FlowRun) -> RunRecord | None:
         """Return the record of the start of a run, from its stamp; None if the stamp does not have it."""
         stamp = get_stamp(run)
-        fields = {name: stamp.get(name) for name in STAMPED_FIELDS}
+        fields = {name: stamp.get(name) for name in (*STAMPED_FIELDS, "check_retry")}
         return cls.from_dict({**fields, "flow_run_id": run.flow_run_id})
 
 

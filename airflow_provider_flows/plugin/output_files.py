@@ -9,9 +9,6 @@ the run is one of this task.
 A thread for each download reads the source, at most a small buffer ahead of the reader. A response in
 progress cannot be withdrawn: if a download breaks, its connection ends, so that no browser takes it for a
 complete file.
-
-The header of a GLB file is parsed as in the glTF 2.0 specification, section 4
-(https://registry.khronos.org/glTF/specs/2.0/glTF-2.0.html#glb-file-format-specification).
 """
 
 from __future__ import annotations
@@ -20,8 +17,6 @@ import hashlib
 import logging
 import os
 import re
-import struct
-from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -29,16 +24,22 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.exceptions import FlowError, FlowNotFound
 from airflow_provider_flows.core.flow_run import ERROR, FlowOutput
+from airflow_provider_flows.core.gltf import (
+    GLB_PREAMBLE,
+    count_triangles,
+    get_glb_header_size,
+    get_object,
+    get_objects,
+    parse_glb_json,
+)
 from airflow_provider_flows.core.limits import (
     DOWNLOAD_CHUNK_BYTES,
     MAX_CHECKED_INFO_BYTES,
-    MAX_GLB_HEADER_BYTES,
     MAX_IMAGE_BYTES,
     MAX_MODEL_BYTES,
     MAX_SERVED_BYTES,
 )
 from airflow_provider_flows.core.payload import data_uri
-from airflow_provider_flows.core.responses import parse_bounded_json
 from airflow_provider_flows.core.retry import NO_RETRY
 from airflow_provider_flows.core.service import Service
 from airflow_provider_flows.plugin.airflow_internals import load_file_records
@@ -65,11 +66,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SNIFF_BYTES = 64  # enough to detect a file's media type
-GLB_PREAMBLE = struct.Struct("<4sIIII")  # magic, version, file length; length and type of the first chunk
-JSON_CHUNK_TYPE = 0x4E4F534A
-MAX_TRIANGLES = 10**12  # an implausible count is reported as this one
 MAX_GENERATOR_LENGTH = 200
-TRIANGLE_LIST, TRIANGLE_STRIP, TRIANGLE_FAN = 4, 5, 6  # modes of a glTF primitive
 # the names that tasks give to files; temporary files and saved responses start with a dot
 STORED_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._~-]*")
 
@@ -406,75 +403,21 @@ class _HeaderTarget:
             return SNIFF_BYTES
 
 
-def get_glb_header_size(head: bytes) -> int:
-    """Return the number of bytes from the start of a GLB file to the end of its header.
-
-    :raises ValueError: the file is not a GLB file of version 2, or its header is too large.
-    """
-    if len(head) < GLB_PREAMBLE.size:
-        return GLB_PREAMBLE.size
-    magic, version, _, chunk_size, chunk_type = GLB_PREAMBLE.unpack_from(head)
-    if (magic, version, chunk_type) != (b"glTF", 2, JSON_CHUNK_TYPE):
-        raise ValueError("not a GLB file of version 2")
-    if chunk_size > MAX_GLB_HEADER_BYTES:
-        raise ValueError(
-            f"its header has {chunk_size} bytes, more than the maximum of {MAX_GLB_HEADER_BYTES}"
-        )
-    return GLB_PREAMBLE.size + int(chunk_size)
-
-
 def parse_glb_header(head: bytes) -> ModelSchema:
     """Return the facts in the header of a GLB file. The geometry is not read.
 
     :param head: the first bytes of the file, at least `get_glb_header_size` of them.
     :raises ValueError: the header cannot be parsed.
     """
-    end = get_glb_header_size(head)
-    if len(head) < end:
-        raise ValueError(f"truncated after {len(head)} bytes, inside its header")
-    gltf = parse_bounded_json(head[GLB_PREAMBLE.size : end])
-    if not isinstance(gltf, Mapping):
-        raise ValueError("its header is not a JSON object")  # noqa: TRY004  # the file is invalid, not the argument
-    generator = _get_mapping(gltf, "asset").get("generator")
+    gltf = parse_glb_json(head)
+    generator = get_object(gltf, "asset").get("generator")
     return ModelSchema(
-        meshes=len(_get_mappings(gltf, "meshes")),
-        triangles=_count_triangles(gltf),
-        materials=len(_get_mappings(gltf, "materials")),
-        textures=len(_get_mappings(gltf, "textures")),
-        animations=len(_get_mappings(gltf, "animations")),
+        meshes=len(get_objects(gltf, "meshes")),
+        triangles=count_triangles(gltf),
+        materials=len(get_objects(gltf, "materials")),
+        textures=len(get_objects(gltf, "textures")),
+        animations=len(get_objects(gltf, "animations")),
         generator=to_safe_line(generator)[:MAX_GENERATOR_LENGTH] if isinstance(generator, str) else None,
         compression=find_compression(gltf),
         has_other_files=has_other_files(gltf),
     )
-
-
-def _count_triangles(gltf: Mapping[str, Any]) -> int:
-    accessors, total = _get_mappings(gltf, "accessors"), 0
-    for mesh in _get_mappings(gltf, "meshes"):
-        for primitive in _get_mappings(mesh, "primitives"):
-            # one element per corner, in the accessor of the indices or else in that of the positions
-            accessor = primitive.get("indices", _get_mapping(primitive, "attributes").get("POSITION"))
-            is_valid = type(accessor) is int and 0 <= accessor < len(accessors)
-            corners = accessors[accessor].get("count") if is_valid else 0
-            if type(corners) is int:
-                total += _count_primitive_triangles(primitive.get("mode", TRIANGLE_LIST), corners)
-    return min(total, MAX_TRIANGLES)
-
-
-def _count_primitive_triangles(mode: object, corners: int) -> int:
-    if type(mode) is not int:  # any JSON value may be there
-        return 0
-    if mode == TRIANGLE_LIST:
-        return max(0, corners // 3)
-    # a tuple, because a mode that is no number may not even be hashable
-    return max(0, corners - 2) if mode in (TRIANGLE_STRIP, TRIANGLE_FAN) else 0
-
-
-def _get_mapping(parent: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = parent.get(name)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _get_mappings(parent: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    rows = parent.get(name)
-    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []

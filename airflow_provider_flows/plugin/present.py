@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from airflow_provider_flows.core.flow_run import ERROR, FlowOutput, FlowRun, FlowState
+from airflow_provider_flows.core.limits import MAX_VERDICT_PROBLEMS
 from airflow_provider_flows.core.payload.data_uri import GLB
 from airflow_provider_flows.core.redaction import MAX_PARAMETERS, find_signatures
 from airflow_provider_flows.core.timestamps import parse_timestamp
@@ -38,10 +39,19 @@ MAX_OUTPUTS_PER_ITEM = 4  # in the table of a batch; the page of an item has all
 MAX_LISTED_TEXT_LENGTH = 200  # characters of a text there
 ITEM_STATE_ORDER = ("completed", "failed", "invalid", "aborted", "fetching", "active", "pending", "skipped")
 MIN_SURE_PROGRESS = 0.25  # below it, the expected end is given to the minute
+MAX_FACTS = 10  # of a verdict
 MAX_ATTEMPTS = 1_000_000  # that are plausible
 OUTPUT_PATH_HINT = "Set output_path to have the task store the file."
 LINK_NOTE = f"This output is an expiring link, which is not shown. {OUTPUT_PATH_HINT}"
 OutputKind = Literal["image", "text", "file", "inspectable"]
+
+
+class VerdictSchema(BaseModel):
+    """The verdict of a task's checks of an output; `facts` are short texts."""
+
+    is_accepted: bool
+    problems: list[str] = []
+    facts: list[str] = []
 
 
 class OutputSchema(BaseModel):
@@ -70,6 +80,7 @@ class OutputSchema(BaseModel):
     warning: str | None = None
     note: str | None = None
     is_downloadable: bool = False
+    verdict: VerdictSchema | None = None
 
 
 class RunSchema(BaseModel):
@@ -303,6 +314,25 @@ def _to_output_schema(number: int, output: FlowOutput, *, is_at_service: bool, t
         warning=to_optional_safe_line(output.warning),
         note=LINK_NOTE if link and output.uri is None else None,
         is_downloadable=output.status != ERROR and (has_file or text is not None),
+        verdict=_to_verdict(output.verdict),
+    )
+
+
+def _to_verdict(verdict: Mapping[str, Any] | None) -> VerdictSchema | None:
+    """Convert the verdict of an output, which is from an XCom; None if it is none."""
+    if verdict is None or not isinstance(verdict.get("accepted"), bool):
+        return None
+    problems, facts = verdict.get("problems"), verdict.get("facts")
+    texts = [one for one in problems if isinstance(one, str)] if isinstance(problems, list) else []
+    pairs = list(facts.items())[:MAX_FACTS] if isinstance(facts, Mapping) else []
+    return VerdictSchema(
+        is_accepted=verdict["accepted"],
+        problems=[to_safe_line(text) for text in texts[:MAX_VERDICT_PROBLEMS]],
+        facts=[
+            to_safe_line(f"{str(name).replace('_', ' ')}: {value:,}")
+            for name, value in pairs
+            if type(value) is int
+        ],
     )
 
 

@@ -176,6 +176,7 @@ def parse_outputs(value: Any) -> tuple[FlowOutput, ...]:
             sha256=_get_str(row, "sha256"),
             error=_get_str(row, "error"),
             warning=_get_str(row, "warning"),
+            verdict=row["verdict"] if isinstance(row.get("verdict"), dict) else None,
         )
         for number, row in enumerate(rows[:MAX_OUTPUTS_PER_PAGE], 1)
     )

@@ -38,7 +38,7 @@ from airflow_provider_flows.storage.atomic_file import (
 )
 from airflow_provider_flows.storage.batch_items import to_json_value
 from airflow_provider_flows.storage.file_source import FileAccess, open_file
-from airflow_provider_flows.storage.item_files import iter_lines
+from airflow_provider_flows.storage.item_files import VERDICT_FIELD, iter_lines
 from airflow_provider_flows.storage.paths import (
     LOCAL_SCHEMES,
     OBJECT_STORES,
@@ -73,6 +73,7 @@ class ManifestLine:
     :param attempts: how many flow runs were started for the item.
     :param started_at: ISO 8601, in UTC, and so is `finished_at`.
     :param reused: whether the outputs are those of an earlier flow run for the same request.
+    :param verdict: of the task's checks, `accepted` and `problems`; it is not written without checks.
     """
 
     key: str
@@ -84,6 +85,12 @@ class ManifestLine:
     started_at: str | None = None
     finished_at: str | None = None
     reused: bool = False
+    verdict: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values that are written."""
+        omitted = {"verdict"} if self.verdict is None else set[str]()
+        return {name: value for name, value in asdict(self).items() if name not in omitted}
 
 
 class BatchManifest:
@@ -121,7 +128,7 @@ class BatchManifest:
 
         :param row: that of the item. The lines are written in the order of these.
         """
-        self._save(line.key, _to_json_line(asdict(line)), row)
+        self._save(line.key, _to_json_line(line.to_dict()), row)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the latest line of an item, None if it has none."""
@@ -166,15 +173,20 @@ class BatchManifest:
     def write_failed_items(self, items: Iterable[BatchItem | ItemProblem]) -> str:
         """Write the file with the items that failed, so that it can be the `items` of another batch.
 
-        Items whose text could not be parsed have no form to write them in; only the manifest names them.
+        Items whose text could not be parsed have no form to write them in; only the manifest names them. An
+        item whose outputs were rejected has its `verdict`, which a batch that reads the file ignores.
 
         :returns: the file's URI.
         :raises OSError: the store does not accept the file.
         :raises FlowInputError: the items cannot be read again.
         """
-        forms = (item.to_dict() if isinstance(item, BatchItem) else item.item for item in items)
+        forms = (self._to_form(item) if isinstance(item, BatchItem) else item.item for item in items)
         self._write_file(FAILED_ITEMS_NAME, (_to_json_line(form) for form in forms if form is not None))
         return self.failed_items_uri
+
+    def _to_form(self, item: BatchItem) -> dict[str, Any]:
+        verdict = (self.get(item.key) or {}).get(VERDICT_FIELD)
+        return item.to_dict() if verdict is None else {**item.to_dict(), VERDICT_FIELD: verdict}
 
     def _save(self, key: str, data: bytes, row: int) -> None:
         with self._lock:

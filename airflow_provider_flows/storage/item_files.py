@@ -20,6 +20,7 @@ from airflow_provider_flows.core.validation import shorten, suggest_names
 from airflow_provider_flows.storage.file_source import INPUT_CHUNK_BYTES
 
 PARQUET_BATCH_ROWS = 64  # in memory at a time
+VERDICT_FIELD = "verdict"  # of an item whose outputs were rejected, in the file of the items that failed
 COLUMN_FIELDS = {**{name: name for name in ITEM_FIELDS}, "prompt": "inputs"}
 TOO_LARGE = (
     f"it has more than {MAX_ITEM_BYTES} bytes. Put large content into files, and name them by their URIs"
@@ -62,6 +63,8 @@ def to_row(number: int, value: Any, *, has_variables: bool) -> ItemRow:
     """
     if value is None:
         return ItemRow(number, problem="it is empty")
+    if isinstance(value, Mapping) and {*ITEM_FIELDS, VERDICT_FIELD} == set(value):  # of an item that failed
+        value = {name: value[name] for name in ITEM_FIELDS}
     if isinstance(value, Mapping) and value and value.keys() <= set(ITEM_FIELDS):
         if "inputs" in value:
             return ItemRow(number, value)

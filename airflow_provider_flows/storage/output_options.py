@@ -18,6 +18,7 @@ from airflow_provider_flows.core.template_problems import describe_misplaced_tas
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
+    from airflow_provider_flows.checks.definitions import Check
     from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
     from airflow_provider_flows.core.service import Service
     from airflow_provider_flows.core.validation import Problems
@@ -59,8 +60,9 @@ class OutputOptions:
         new run; True for any age, False for no reuse.
     :param reuse_path: the folder with the index of these outputs, None for `output_path`; a path becomes its
         text, as that of `output_path`.
-    :raises FlowInputError: `max_xcom_bytes`, `output_name` or `reuse` is not valid, or `delete_after_fetch`
-        or `reuse` has no folder.
+    :param check_outputs: what the outputs must satisfy, as `RunFlowOperator` takes it.
+    :raises FlowInputError: `max_xcom_bytes`, `output_name`, `reuse` or `check_outputs` is not valid, or
+        `delete_after_fetch`, `reuse` or a check has no folder.
     """
 
     output_path: str | None = None
@@ -75,6 +77,7 @@ class OutputOptions:
     inputs: Any = field(default=None, repr=False, compare=False)
     reuse: bool | timedelta = False
     reuse_path: str | None = None
+    check_outputs: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Validate the options that need no service and no store."""
@@ -101,6 +104,7 @@ class OutputOptions:
             )
         if isinstance(self.output_name, str):  # else it is the result of another task
             _ = self.file_naming
+        self._require_folder_for_checks()
 
     def reject_without_wait(self) -> None:
         """Raise a FlowInputError if an option needs the end of a run for which the task does not wait."""
@@ -110,11 +114,38 @@ class OutputOptions:
                     f"{name}=True cannot be combined with wait_for_completion=False: "
                     "the task ends before the run has outputs. Remove one of the two"
                 )
+        if self.check_outputs is not None:
+            raise FlowInputError(
+                "check_outputs cannot be combined with wait_for_completion=False: the task ends before the "
+                "run has outputs. Remove one of the two; FetchFlowRunOperator checks them later"
+            )
         if self.max_reuse_age is not None:
             raise FlowInputError(
                 "reuse cannot be combined with wait_for_completion=False: the task ends before the run has "
                 "outputs. Remove one of the two"
             )
+
+    def _require_folder_for_checks(self) -> None:
+        if self.check_outputs is None or self.output_path is not None:
+            return
+        from airflow_provider_flows.checks.definitions import needs_files
+
+        if (name := next(filter(None, map(needs_files, self.checks)), None)) is not None:
+            raise FlowInputError(
+                f"check_outputs has {name}, which reads stored files, and needs an output_path"
+            )
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """The checks of the outputs, empty without any.
+
+        :raises FlowInputError: `check_outputs` is not valid.
+        """
+        if self.check_outputs is None:
+            return ()
+        from airflow_provider_flows.checks.definitions import to_checks  # not needed to define other tasks
+
+        return to_checks(self.check_outputs)
 
     @property
     def max_reuse_age(self) -> float | None:
@@ -164,6 +195,10 @@ class OutputOptions:
             if self.output_conn_id is not None and "output_conn_id" not in collector.invalid:
                 with collector.collect("output_conn_id"):
                     require_connection("output_conn_id", self.output_conn_id)
+            if self.check_outputs is not None:
+                from airflow_provider_flows.checks.requirements import find_missing_requirements
+
+                collector.add(*find_missing_requirements(self.checks))
             if not collector.invalid & {"output_path", "output_conn_id"}:
                 with collector.collect():
                     _require_writable("output_path", self.output_path, self.output_conn_id)

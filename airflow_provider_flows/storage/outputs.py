@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_PENDING_POLLS = 10
+# in XCom, as JSON
+MAX_OUTPUT_VERDICT_BYTES, MAX_RUN_VERDICT_BYTES = 256, 8192
 MAX_PARALLEL_DOWNLOADS = 4  # of one task
 MAX_PARALLEL_OBJECT_STORE_WRITES = 2  # because each buffers a block in memory
 
@@ -155,6 +157,8 @@ class XComBudget:
         size = get_json_size(run.with_outputs(tuple(fixed)).to_dict())
         if options.output_path is not None:
             size += len(fixed) * (len(options.output_path) + len(run.flow_run_id) + MAX_FILE_FIELDS_BYTES)
+        if options.check_outputs is not None:
+            size += len(fixed) * MAX_OUTPUT_VERDICT_BYTES + MAX_RUN_VERDICT_BYTES
         return cls(options, max(limit - size, min(limit, MIN_CONTENT_BYTES)))
 
     def drop_large_metadata(self, outputs: Iterable[FlowOutput]) -> Iterator[FlowOutput]:

@@ -130,8 +130,8 @@ def restore_lookup(options: OutputOptions, fingerprint: Any, run: FlowRun) -> Re
 def find_reusable_run(options: OutputOptions, lookup: ReuseLookup | None) -> FlowRun | None:
     """Return the completed run of an earlier request that was the same, with its outputs, or None.
 
-    Each of its files exists with its size. The result of a lookup is logged. No error is raised: in doubt,
-    the flow is run.
+    Each of its files exists with its size, and the outputs satisfy the task's checks. The result of a lookup
+    is logged. No error is raised: in doubt, the flow is run.
     """
     max_age = options.max_reuse_age
     if lookup is None or max_age is None:
@@ -145,6 +145,9 @@ def find_reusable_run(options: OutputOptions, lookup: ReuseLookup | None) -> Flo
         return None
     problem = entry.find_age_problem(max_age, lookup.looked_up_at)
     problem = problem or _find_storage_problem(options, entry.run)
+    run = entry.run
+    if problem is None and options.check_outputs is not None:
+        run, problem = _check(options, run)
     level = options.file_log_level
     if problem is not None:
         log.log(level, "The outputs of the %s for the same request are not reused: %s", entry.run, problem)
@@ -153,7 +156,7 @@ def find_reusable_run(options: OutputOptions, lookup: ReuseLookup | None) -> Flo
     log.log(level, "No flow run is started: the %s had the same request %s ago, and its outputs are reused",
             entry.run, age)  # fmt: skip
     count_reused_run()
-    return replace(entry.run, reused=True)
+    return replace(run, reused=True)
 
 
 def save_reusable_run(options: OutputOptions, lookup: ReuseLookup | None, run: FlowRun) -> None:
@@ -193,6 +196,20 @@ def _find_storage_problem(options: OutputOptions, run: FlowRun) -> str | None:
         if output.uri is not None and not is_stored(output, options):
             return f"the file {output.uri} is missing, or has another size"
     return None
+
+
+def _check(options: OutputOptions, run: FlowRun) -> tuple[FlowRun, str | None]:
+    """Return a run with the verdicts of the task's checks, and why it is not reused, None if it is."""
+    from airflow_provider_flows.checks.files import check_outputs  # imports stay cheap
+
+    try:
+        run = check_outputs(run, options)
+    except Exception as error:  # noqa: BLE001  # any error of the store, or of a function of the author's
+        return run, f"they cannot be checked ({_describe(error)})"
+    verdict = run.verdict or {}
+    if verdict["accepted"]:
+        return run, None
+    return run, f"they do not satisfy check_outputs: {'; '.join(verdict['problems'])}"
 
 
 def _describe(error: Exception) -> str:

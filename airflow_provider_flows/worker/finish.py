@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from string import printable
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
-from airflow_provider_flows.core.exceptions import FlowAuthError, FlowError, FlowNotFound, FlowTimeout
+from airflow_provider_flows.core.exceptions import (
+    FlowAuthError,
+    FlowError,
+    FlowNotFound,
+    FlowOutputRejected,
+    FlowTimeout,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_provider_flows.core.check_retry import CheckRetry
     from airflow_provider_flows.core.flow_run import FlowOutput, FlowRun
     from airflow_provider_flows.core.reuse import ReuseLookup
     from airflow_provider_flows.hooks import FlowsHook
@@ -28,8 +35,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OUTPUTS_KEY = "outputs"
+VERDICT_KEY = "verdict"
 MAX_EVENT_FILES = 100  # in one event, or as assets of one alias; all of them are stored in Airflow's database
 MAX_EVENT_URI_CHARACTERS = 32 * 1024  # of all URIs in one event
+MAX_NAMED_FILES = 5  # in an error
 MAX_URI_CHARACTERS = 1500  # Airflow's limit for an asset's URI
 
 
@@ -43,6 +52,8 @@ def finish(
     task_state: TaskState | None = None,
     cancellation: Cancellation | None = None,
     lookup: ReuseLookup | None = None,
+    check_retry: CheckRetry | None = None,
+    is_replaceable: bool = False,
 ) -> dict[str, Any]:
     """End a task whose flow run is final.
 
@@ -52,13 +63,26 @@ def finish(
     :param task_state: saves a run before it is deleted at its service, for a retry.
     :param cancellation: cancels the writing of files from another thread.
     :param lookup: of the run's request in the index of reusable outputs, to which it is added; or None.
+    :param check_retry: the earlier runs whose outputs were rejected; None if there are none.
+    :param is_replaceable: whether another run may replace this one if its outputs are rejected.
     :returns: the dict that the task returns (`FlowRun.to_dict`).
     :raises FlowRunFailed: the run failed; FlowRunAborted if it was aborted.
+    :raises FlowOutputRejected: the outputs do not satisfy `options.check_outputs`; they are stored.
     :raises FlowServiceError: an output could not be fetched.
     """
     run = hook.quote_errors(run)  # a triggerer does not know the task's inputs
     on_run_update(run)
-    finisher = TaskFinisher(context, hook, options, on_run_update, task_state, cancellation, lookup)
+    finisher = TaskFinisher(
+        context,
+        hook,
+        options,
+        on_run_update,
+        task_state,
+        cancellation,
+        lookup,
+        check_retry,
+        is_replaceable=is_replaceable,
+    )
     if run.is_final and not run.is_completed:
         finisher.raise_failure(run)
     return finisher.finish_completed(run)
@@ -84,19 +108,31 @@ class TaskFinisher:
     task_state: TaskState | None
     cancellation: Cancellation | None
     lookup: ReuseLookup | None
+    check_retry: CheckRetry | None = None
+    is_replaceable: bool = False
 
     def finish_completed(self, run: FlowRun) -> dict[str, Any]:
         """Fetch the outputs, delete the run at its service if requested, and return the task's dict.
 
         A reused run is left at its service. The outputs that were fetched when another could not be are
-        pushed to XCom.
+        pushed to XCom, and so are those that are rejected, with the verdict.
 
         :raises FlowServiceError: an output could not be fetched.
+        :raises FlowOutputRejected: the outputs do not satisfy the checks.
         """
         run, fetch_error = self._fetch_outputs(run)
-        self._publish_outputs(run, is_returned=fetch_error is None)
-        if fetch_error is not None:
-            raise fetch_error
+        rejection: FlowOutputRejected | None = None
+        if fetch_error is None and self.options.check_outputs is not None:
+            run = self._check_outputs(run)
+            rejection = find_rejection(run)
+        if rejection is None or not self.is_replaceable:
+            self._publish_outputs(run, is_returned=fetch_error is None and rejection is None)
+        else:
+            self.on_run_update(run)
+        if rejection is not None and not self.is_replaceable:
+            self.context["ti"].xcom_push(VERDICT_KEY, dict(run.verdict or {}))
+        if (error := fetch_error or rejection) is not None:
+            raise error
         if self.lookup is not None:
             from airflow_provider_flows.storage.reuse_index import save_reusable_run  # imports stay cheap
 
@@ -105,6 +141,26 @@ class TaskFinisher:
             self._delete_run(run)
         add_asset_event_extra(self.context, run)
         return run.to_dict()
+
+    def _check_outputs(self, run: FlowRun) -> FlowRun:
+        """Return the run with the verdicts of the checks, and with the runs that they have rejected before.
+
+        :raises Exception: any error of a store, or of a function of the task's author. The files are stored.
+        """
+        from airflow_provider_flows.checks.files import check_outputs  # imports stay cheap
+
+        try:
+            checked_run = run if run.verdict is not None else check_outputs(run, self.options)
+        except Exception:
+            self._publish_outputs(run, is_returned=False)
+            raise
+        earlier = () if self.check_retry is None else self.check_retry.rejected_runs
+        earlier = tuple(row for row in earlier if row["flow_run_id"] != run.flow_run_id)
+        counts = {
+            "paid_runs": sum(row["is_paid"] for row in earlier) + (not run.reused),
+            "rejected_runs": [{name: row[name] for name in ("flow_run_id", "problems")} for row in earlier],
+        }
+        return replace(checked_run, verdict={**(checked_run.verdict or {}), **counts})
 
     def raise_failure(self, run: FlowRun) -> NoReturn:
         """Fetch the outputs of a failed or aborted run if requested, and raise its failure.
@@ -217,6 +273,23 @@ def _is_referenced(task: Any, key: str) -> bool:
     return any((operator.task_id, name) == (task.task_id, key) for operator, name in references)
 
 
+def find_rejection(run: FlowRun) -> FlowOutputRejected | None:
+    """Return the error of a run whose outputs the checks have rejected, None if they have not."""
+    if run.verdict is None or run.verdict["accepted"]:
+        return None
+    files = [output.uri for output in run.outputs if output.verdict is not None and output.uri is not None]
+    more = f" and {len(files) - MAX_NAMED_FILES} more" if len(files) > MAX_NAMED_FILES else ""
+    stored = f" Stored: {', '.join(files[:MAX_NAMED_FILES])}{more}." if files else ""
+    paid = run.verdict.get("paid_runs", 0)
+    others = f" {paid} flow runs of this task are paid for." if paid > 1 else ""
+    return FlowOutputRejected(
+        f"The outputs of the {run} do not satisfy check_outputs: {'; '.join(run.verdict['problems'])}."
+        f"{stored}{others} A retry would find the same outputs. Change the inputs or the checks, and clear "
+        "the task, which starts a new flow run.",
+        run,
+    )
+
+
 class DeadlinePolicy(Enum):
     """What happens to a flow run that is still active when the deadline of its task has passed."""
 
@@ -271,8 +344,9 @@ def add_asset_event_extra(context: Context, run: FlowRun) -> None:
     An asset's event gets the extra `flow`, `flow_run_id`, `service` and `state`, the lists `uris` and `sizes`
     (bytes, or None if unknown) in the same order, and `more`, the number of files that are not in these
     lists. An alias gets one event for each file. Its asset has the file's URI, percent-encoded unless it is
-    ASCII, and its extra has `uri`, `size`, `sha256` and `media_type` instead of the lists. An extra that the
-    task's author has set takes precedence.
+    ASCII, and its extra has `uri`, `size`, `sha256` and `media_type` instead of the lists. With checks the
+    extra has a `verdict`: that of the run, or for an alias that of the file. An extra that the task's author
+    has set takes precedence.
 
     Errors are logged and not raised, because the flow run is paid for and its outputs are stored.
     """
@@ -291,6 +365,7 @@ def _add_extra(event: Any, outlet: Any, run: FlowRun) -> None:
         "flow_run_id": run.flow_run_id,
         "service": run.service,
         "state": run.state.value,
+        **({} if run.verdict is None else {"verdict": dict(run.verdict)}),
     }
     files = _event_files(run)
     if not isinstance(outlet, AssetAlias):
@@ -299,12 +374,14 @@ def _add_extra(event: Any, outlet: Any, run: FlowRun) -> None:
         event.extra = {**run_extra, **files_extra, **({"more": more} if more else {}), **event.extra}
         return
     for file in files:
-        file_extra = {
+        file_extra: dict[str, Any] = {
             "uri": file.uri,
             "size": file.size,
             "sha256": file.sha256,
             "media_type": file.media_type,
         }
+        if run.verdict is not None:
+            file_extra["verdict"] = None if file.verdict is None else dict(file.verdict)
         event.add(Asset(_to_ascii(str(file.uri))), extra={**run_extra, **file_extra})
 
 

@@ -48,6 +48,8 @@ class FlowRunFacet(RunFacet):
     :param parameters: the run's parameters; secrets are masked, and those that are too large are left out.
     :param duration: seconds from its start to its end; None if unknown.
     :param error: the service's reason for a failure.
+    :param verdict: of the task's checks: `accepted`, `problems`, `paid_runs` and `rejected_runs`; None
+        without checks.
     """
 
     service: str
@@ -57,6 +59,7 @@ class FlowRunFacet(RunFacet):
     parameters: dict[str, Any]
     duration: float | None
     error: str | None
+    verdict: dict[str, Any] | None
 
 
 @define
@@ -67,6 +70,8 @@ class FlowBatchFacet(RunFacet):
     :param manifest: the URI of the manifest, which has a line for each item.
     :param total: the number of items; of them `completed`, `failed` and `aborted`.
     :param reused: how many completed items have the outputs of an earlier flow run.
+    :param rejected: how many failed items have outputs that the task's checks have rejected; None without
+        checks.
     """
 
     service: str
@@ -79,6 +84,7 @@ class FlowBatchFacet(RunFacet):
     reused: int
     parameters: dict[str, Any]
     duration: float | None
+    rejected: int | None
 
 
 def create_batch_lineage(
@@ -121,6 +127,7 @@ def _to_batch_facet(result: Mapping[str, Any], parameters: Mapping[str, Any]) ->
         **{name: result[name] for name in names},
         manifest=strip_signatures(str(result["manifest"])),
         parameters=dict(parameters),
+        rejected=result.get("rejected"),
         producer=PRODUCER,
     )
 
@@ -155,6 +162,7 @@ def _to_facet(run: FlowRun, parameters: Mapping[str, Any]) -> FlowRunFacet:
         parameters=dict(parameters),
         duration=run.duration,
         error=None if run.error is None else str(redact(run.error))[:MAX_ERROR_CHARACTERS],
+        verdict=None if run.verdict is None else dict(run.verdict),
         producer=PRODUCER,
     )
 

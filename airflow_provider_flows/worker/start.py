@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_provider_flows.core.account_limits import StartWait
+from airflow_provider_flows.core.check_retry import CheckRetry, choose_seed, has_own_seed
 from airflow_provider_flows.core.exceptions import FlowError, FlowInputError, FlowTimeout
 from airflow_provider_flows.core.flow_run import FlowState
 from airflow_provider_flows.core.start_or_resume import (
@@ -81,6 +82,7 @@ class PlannedRun:
         be started.
     :param options: of the outputs.
     :param lookup: in the index of reusable outputs; None without reuse, or if the inputs cannot be read.
+    :param check_retry: the runs that the new one replaces because their outputs were rejected, or None.
     """
 
     request: RunRequest
@@ -89,6 +91,7 @@ class PlannedRun:
     input_problems: Problems
     options: OutputOptions
     lookup: ReuseLookup | None
+    check_retry: CheckRetry | None = None
 
 
 def plan_run(
@@ -97,6 +100,8 @@ def plan_run(
     options: OutputOptions,
     timeout: float | None,
     template_problems: tuple[Problems, Problems],
+    *,
+    check_retry: CheckRetry | None = None,
 ) -> PlannedRun:
     """Read the task's arguments, and validate what can be validated before a request is sent.
 
@@ -106,6 +111,8 @@ def plan_run(
     :param arguments: flow, inputs, parameters, additional, and the connection of the storage of input files.
     :param timeout: seconds from now until the deadline, if no earlier try has set it; None for no deadline.
     :param template_problems: known problems of the arguments, and of those in `options`.
+    :param check_retry: the runs whose outputs this try has rejected; None if it has rejected none. Then it
+        may resume the run of an earlier try that replaces rejected ones.
     :raises FlowInputError: an argument is invalid; the message lists every problem.
     """
     problems, output_problems = template_problems
@@ -113,23 +120,50 @@ def plan_run(
     request = build_request(*arguments, problems, task_try.hook)
     task_try.task_state.is_listable = _is_run_listable(task_try.hook.service, request.additional)
     options.validate(task_try.hook.service, output_problems)
-    record = _get_resumable_record(task_try)
+    record = _get_resumable_record(task_try) if check_retry is None else None
+    is_readable = not problems
     if record is None or (output_problems and output_problems.error().is_permanent):
         problems.extend(output_problems)
         _raise_if_invalid(task_try, request, problems)
-        fingerprint = request.fingerprint
     else:  # the run is resumed without its inputs, and its files are written when it has finished
-        fingerprint = record.fingerprint if problems else request.fingerprint
         if problems:
             task_try.log.warning(ONLY_RESUMABLE, "The inputs cannot be read", problems.error())
         if output_problems:
             task_try.log.warning(ONLY_RESUMABLE, "output_path cannot be used now", output_problems.error())
         problems.extend(output_problems)
+    reused_request = request
+    if is_readable or record is None:
+        check_retry = _plan_check_retry(task_try, request, check_retry)
+        fingerprint = request.fingerprint
+        if check_retry is not None:
+            request = check_retry.change(request)
+            fingerprint = check_retry.get_fingerprint(request)
+            reused_request = request if has_own_seed(reused_request) else reused_request
+    else:
+        check_retry, fingerprint = CheckRetry.from_dict(record.check_retry), record.fingerprint
     default_deadline = None if timeout is None else time.time() + timeout
     deadline = task_try.task_state.deadline(fingerprint, default_deadline)
     hook = task_try.hook
-    lookup = None if problems else create_lookup(options, hook.service, hook.settings.base_url, request)
-    return PlannedRun(request, fingerprint, deadline, problems, options, lookup)
+    lookup = None
+    if not problems:
+        lookup = create_lookup(options, hook.service, hook.settings.base_url, reused_request)
+    return PlannedRun(request, fingerprint, deadline, problems, options, lookup, check_retry)
+
+
+def _plan_check_retry(
+    task_try: TaskTry, request: RunRequest, check_retry: CheckRetry | None
+) -> CheckRetry | None:
+    """Return which rejected runs a new run of a request replaces, and with which seed; None without any.
+
+    :param check_retry: of the runs that this try has rejected, without the request.
+    """
+    if check_retry is not None:
+        definition = task_try.hook.preflight.check(request, validate=task_try.validate).definition
+        seed = choose_seed(request, definition, len(check_retry.rejected_runs))
+        return check_retry.with_request(request, seed)
+    record = task_try.task_state.current_record
+    saved = None if record is None else CheckRetry.from_dict(record.check_retry)
+    return saved if saved is not None and saved.base == request.fingerprint else None
 
 
 def _is_run_listable(service: Service, additional: Any) -> bool:
@@ -224,6 +258,8 @@ def _raise_if_invalid(task_try: TaskTry, request: RunRequest, problems: Problems
 def _resume(task_try: TaskTry, planned_run: PlannedRun) -> FlowRun | None:
     fingerprint = planned_run.fingerprint
     task_state, hook = task_try.task_state, task_try.hook
+    if planned_run.check_retry is not None and planned_run.check_retry.names(task_state.flow_run_id):
+        return None
     if not hook.service.supports("get_run"):
         task_state.load_saved_file()
         task_state.raise_if_unreadable(fingerprint)
@@ -366,6 +402,7 @@ def _create_record(task_try: TaskTry, planned_run: PlannedRun) -> RunRecord:
         conn_id=hook.flows_conn_id,
         host=hook.settings.base_url,
         created_by=task_state.stamp_of_this_try,
+        check_retry=None if planned_run.check_retry is None else planned_run.check_retry.to_dict(),
     )
 
 

@@ -58,6 +58,7 @@ class TaskState:
     :param is_new: whether this is the start of the first try, before which nothing can have been saved.
     :ivar is_listable: whether a retry may find the flow run in the list of the service, by its stamp.
     :ivar was_kept: whether the task was cleared with its state kept, so that this try resumes its flow run.
+    :ivar was_rejected: whether this try replaces a run whose outputs were rejected.
     :ivar is_adopted: whether the record is not from the store, but from the stamp of a listed flow run.
     """
 
@@ -80,7 +81,7 @@ class TaskState:
         self._earlier_record: RunRecord | None = None
         self.is_loaded = self._store is None or is_new
         self._has_unsaved_record = self._is_deleted = False
-        self.is_listable = self.was_kept = self.is_adopted = False
+        self.is_listable = self.was_kept = self.is_adopted = self.was_rejected = False
 
     @property
     def has_store(self) -> bool:
@@ -382,9 +383,12 @@ class TaskState:
         if self._store is None or previous_run_id in {None, flow_run_id}:
             return
         with _log_errors(STORE_NAME, "the UI will not show the flow run of the earlier tries"):
-            stored = self._store.get(PREVIOUS_RUNS_KEY)
+            stored, last_try = (
+                self._store.get(PREVIOUS_RUNS_KEY),
+                self._ti.try_number - (not self.was_rejected),
+            )
             previous_runs = stored if isinstance(stored, list) else []
-            entry = {"flow_run_id": previous_run_id, "last_try": int(self._ti.try_number) - 1}
+            entry = {"flow_run_id": previous_run_id, "last_try": last_try}
             if entry not in previous_runs:
                 self._store.set(PREVIOUS_RUNS_KEY, [*previous_runs, entry][-MAX_PREVIOUS_RUNS:])
 

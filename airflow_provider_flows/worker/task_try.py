@@ -94,6 +94,18 @@ class TaskTry:
         """The flow run that the try is responsible for, its own or an earlier try's, or None."""
         return self.deferred_run_id or self.task_state.flow_run_id
 
+    def replace_run(self) -> None:
+        """Prepare the start of another run, because the outputs of the completed one were rejected.
+
+        The record of that one remains until the other's is saved, and applies again if no run is created.
+        """
+        self.deferred_run_id = None
+        self.hook = self.create_hook()  # its key may have changed since the start
+        record = self.task_state.record
+        if record is not None:
+            self.task_state.adopt_record(record)
+        self.task_state.was_rejected, self.task_state.is_new = True, False
+
 
 def differs_from(record: RunRecord, hook: FlowsHook) -> bool:
     """Return whether a record names another connection than a hook's, or another host of that connection."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from tests.support.batches import (
     create_chain_batch,
     create_chain_items,
     create_items,
+    die_at_request,
     get_item_key,
     read_lines,
     read_manifest_states,
@@ -34,30 +34,6 @@ pytestmark = [
 ]
 
 ITEMS = 4
-
-
-@contextmanager
-def die_at_request(emulator: Emulator, number: int) -> Iterator[None]:
-    """End the process when the emulator has received so many requests."""
-
-    def die(*_: Any) -> None:
-        raise Death
-
-    count = 0
-
-    def on_request(_: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == number:
-            os.kill(os.getpid(), signal.SIGUSR1)
-
-    previous = signal.signal(signal.SIGUSR1, die)
-    emulator.set_request_listener(on_request)
-    try:
-        yield
-    finally:
-        emulator.set_request_listener(None)
-        signal.signal(signal.SIGUSR1, previous)
 
 
 def assert_paid_once(emulator: Emulator, output_path: Path, items: int = ITEMS) -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_flows.plugin import output_files
+from airflow_provider_flows.core.gltf import JSON_CHUNK_TYPE, MAX_TRIANGLES
+from airflow_provider_flows.core.limits import MAX_GLB_HEADER_BYTES
 from airflow_provider_flows.plugin.output_files import parse_glb_header
 
 
@@ -18,7 +19,7 @@ def glb_file(gltf: Any, *, size: int | None = None) -> bytes:
     """Return the first bytes of a GLB file."""
     header = gltf if isinstance(gltf, bytes) else json.dumps(gltf).encode()
     chunk_size = len(header) if size is None else size
-    return struct.pack("<4sIIII", b"glTF", 2, 1000, chunk_size, output_files.JSON_CHUNK_TYPE) + header
+    return struct.pack("<4sIIII", b"glTF", 2, 1000, chunk_size, JSON_CHUNK_TYPE) + header
 
 
 def test_the_header_of_a_model_has_its_facts() -> None:
@@ -104,7 +105,7 @@ def test_any_value_in_a_header_gives_facts_or_is_rejected(gltf: Any) -> None:
     except ValueError:
         assert not isinstance(gltf, dict) or "Infinity" in json.dumps(gltf) or "NaN" in json.dumps(gltf)
         return
-    assert 0 <= model.triangles <= output_files.MAX_TRIANGLES
+    assert 0 <= model.triangles <= MAX_TRIANGLES
     assert json.loads(model.model_dump_json())["meshes"] >= 0
 
 
@@ -117,7 +118,7 @@ def test_any_value_in_a_header_gives_facts_or_is_rejected(gltf: Any) -> None:
         glb_file({})[:-1],
         glb_file(b"[1]"),
         glb_file(b"{"),
-        glb_file({}, size=output_files.MAX_GLB_HEADER_BYTES + 1),
+        glb_file({}, size=MAX_GLB_HEADER_BYTES + 1),
     ],
 )
 def test_a_file_that_is_not_a_model_is_rejected(data: bytes) -> None:

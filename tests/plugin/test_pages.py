@@ -18,14 +18,17 @@ import pytest
 from airflow.sdk import DAG
 from fastapi.testclient import TestClient
 
+from airflow_provider_flows.checks import CheckedOutput, GlbCheck
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
 from airflow_provider_flows.hooks import FlowsHook
 from airflow_provider_flows.operators import RunFlowOperator
 from airflow_provider_flows.plugin import get_headers
 from airflow_provider_flows.plugin.cache import RESPONSE_CACHE
 from airflow_provider_flows.plugin.output_files import NoFileError, open_output
+from airflow_provider_flows.plugin.present import to_output_schemas
 from airflow_provider_flows.plugin.routes import create_app
 from airflow_provider_flows.plugin.run_view import PAGE_POLL_SECONDS, RunView
+from airflow_provider_flows.plugin.task_data import parse_outputs
 from tests.support.airflow_run import DagResult, run_dag
 from tests.support.hostile.texts import SPELLINGS, find_key
 from tests.support.plugin_rights import CARLS_CONNECTION, DORAS_DAG
@@ -239,6 +242,49 @@ def test_page_shows_the_warning_about_a_file(clients: Clients, emulator: Emulato
     assert "longer than its header says" in output["warning"]
     page = get(clients["vera"], path).text
     assert "This file may be unusable: it is a model/gltf-binary that is longer than its header says" in page
+
+
+@pytest.mark.parametrize("is_accepted", [True, False])
+def test_page_shows_the_verdict_of_the_checks(
+    clients: Clients, emulator: Emulator, tmp_path: Path, is_accepted: bool
+) -> None:
+    """The card of an output says whether the task's checks accept it, and why not, without HTML of theirs."""
+
+    def check(_: CheckedOutput) -> str | None:
+        return None if is_accepted else f"is {HOSTILE}"
+
+    dag_id = f"pages_verdict_{is_accepted}"
+    arguments = {**CHAIR_ARGUMENTS, "check_outputs": [GlbCheck(), check], "output_path": str(tmp_path)}
+    path = task_path(dag_id, run_task(dag_id, **arguments).run_id)
+    (output,) = get(clients["vera"], f"json/{path}").json()["outputs"]
+    assert output["verdict"]["is_accepted"] is is_accepted
+    assert output["verdict"]["facts"][0].startswith("triangles: ")
+    page = get(clients["vera"], path).text
+    assert ("Accepted by the checks" in page) is is_accepted
+    assert ("Rejected by the checks" in page) is not is_accepted
+    assert HOSTILE not in page
+    assert len(emulator.paid_runs) == 1
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        5,
+        {},
+        {"accepted": "yes"},
+        {"accepted": True, "problems": {"a": 1}, "facts": [1]},
+        {
+            "accepted": False,
+            "problems": [1, None, "\x1b[2J" + "x" * 9000] * 900,
+            "facts": {"a": [], "b": 10**400},
+        },
+    ],
+)
+def test_forged_verdict_is_bounded(verdict: Any) -> None:
+    """An XCom may have anything in place of a verdict."""
+    (schema,) = to_output_schemas(parse_outputs([{"name": "a", "verdict": verdict}]), is_at_service=False)
+    assert_storable(schema.model_dump())
+    assert len(schema.model_dump_json()) < 50_000
 
 
 def test_untrusted_texts_are_escaped(clients: Clients, emulator: Emulator, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,30 @@ class CountingStore(Store):
                 super().set(key, value)
             raise Death
         super().set(key, value)
+
+
+@contextmanager
+def die_at_request(emulator: Emulator, number: int) -> Iterator[None]:
+    """End the process when the emulator has received so many requests."""
+
+    def die(*_: Any) -> None:
+        raise Death
+
+    count = 0
+
+    def on_request(_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    previous = signal.signal(signal.SIGUSR1, die)
+    emulator.set_request_listener(on_request)
+    try:
+        yield
+    finally:
+        emulator.set_request_listener(None)
+        signal.signal(signal.SIGUSR1, previous)
 
 
 def create_items(count: int) -> list[dict[str, Any]]:

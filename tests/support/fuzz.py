@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 
 from airflow_provider_flows.core.exceptions import FlowError
 from airflow_provider_flows.core.flow_run import FlowInput, FlowOutput, FlowRun, FlowState
+from airflow_provider_flows.core.gltf import GLB_PREAMBLE, JSON_CHUNK_TYPE
 from airflow_provider_flows.core.http import Conversation, Response
 from airflow_provider_flows.core.payload.data_uri import decode
 from airflow_provider_flows.core.payload.download import download_image
 from airflow_provider_flows.core.payload.sink import MemoryBuffer
 from airflow_provider_flows.core.polling.finished_runs import EventCursor
 from airflow_provider_flows.core.start_or_resume import RunRecord, RunRequest, resume
-from airflow_provider_flows.plugin.output_files import GLB_PREAMBLE, JSON_CHUNK_TYPE, parse_glb_header
+from airflow_provider_flows.plugin.output_files import parse_glb_header
 from airflow_provider_flows.plugin.task_data import parse_outputs
 from airflow_provider_flows.services.generio.api import Generio
 from airflow_provider_flows.services.promptchainer import PromptChainer
