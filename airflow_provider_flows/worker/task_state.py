@@ -383,12 +383,9 @@ class TaskState:
         if self._store is None or previous_run_id in {None, flow_run_id}:
             return
         with _log_errors(STORE_NAME, "the UI will not show the flow run of the earlier tries"):
-            stored, last_try = (
-                self._store.get(PREVIOUS_RUNS_KEY),
-                self._ti.try_number - (not self.was_rejected),
-            )
+            stored, number = self._store.get(PREVIOUS_RUNS_KEY), self._ti.try_number
             previous_runs = stored if isinstance(stored, list) else []
-            entry = {"flow_run_id": previous_run_id, "last_try": last_try}
+            entry = {"flow_run_id": previous_run_id, "last_try": number - (not self.was_rejected)}
             if entry not in previous_runs:
                 self._store.set(PREVIOUS_RUNS_KEY, [*previous_runs, entry][-MAX_PREVIOUS_RUNS:])
 
