@@ -10,8 +10,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_flows.core.gltf import (
-    DRACO,
-    MESHOPT,
     TRIANGLE_FAN,
     TRIANGLE_LIST,
     TRIANGLE_STRIP,
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 REQUIRED_MODULES = ("numpy", "trimesh")
 INSTALL_HINT = "pip install 'airflow-provider-flows[checks]'"
 DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}  # by the component type
-EXTENSION_NAMES = {DRACO: "Draco", MESHOPT: "meshoptimizer"}
 
 
 class UnreadableMeshError(ValueError):
@@ -50,8 +47,7 @@ def find_open_meshes(model: Model, read: Read) -> Iterator[str]:
     :param read: reads the file.
     """
     if model.compression is not None:
-        name = EXTENSION_NAMES[model.compression]
-        yield f"is compressed with {name}, so is_watertight cannot be checked"
+        yield f"is compressed with {model.compression}, so is_watertight cannot be checked"
         return
     if model.size > MAX_MESH_BYTES or model.triangles > MAX_MESH_TRIANGLES:
         yield (

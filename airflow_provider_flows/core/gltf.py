@@ -30,7 +30,8 @@ MAX_MATERIAL_DEPTH = 4  # of the objects in a material that may name a texture
 TRIANGLE_LIST, TRIANGLE_STRIP, TRIANGLE_FAN = 4, 5, 6  # modes of a primitive
 COMPONENT_BYTES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}  # by the type of an accessor
 COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
-DRACO, MESHOPT = "KHR_draco_mesh_compression", "EXT_meshopt_compression"
+MESHOPT_EXTENSIONS = ("EXT_meshopt_compression", "KHR_meshopt_compression")
+COMPRESSIONS = {"KHR_draco_mesh_compression": "Draco", **dict.fromkeys(MESHOPT_EXTENSIONS, "meshopt")}
 IMAGE_EXTENSIONS = ("KHR_texture_basisu", "EXT_texture_webp", "EXT_texture_avif")  # of a texture
 
 Json = Mapping[str, Any]
@@ -132,10 +133,10 @@ class Model:
 
     @property
     def compression(self) -> str | None:
-        """The extension with which the geometry is compressed, None if it is not."""
+        """How the geometry is compressed, None if it is not."""
         extensions = self.gltf.get("extensionsUsed")
         names = extensions if isinstance(extensions, list) else []
-        return next((name for name in (DRACO, MESHOPT) if name in names), None)
+        return next((label for name, label in COMPRESSIONS.items() if name in names), None)
 
 
 def read_model(read: Read, size: int) -> Model:
@@ -242,7 +243,10 @@ class _ProblemFinder:
     def _find_buffers(self) -> Iterator[str]:
         for index, buffer in enumerate(get_objects(self._gltf, "buffers")):
             size, uri = _get_count(buffer, "byteLength"), buffer.get("uri")
-            is_fallback = get_object(get_object(buffer, "extensions"), MESHOPT).get("fallback") is True
+            extensions = get_object(buffer, "extensions")
+            is_fallback = any(
+                get_object(extensions, name).get("fallback") is True for name in MESHOPT_EXTENSIONS
+            )
             self._buffer_sizes.append(size)
             if size is None:
                 yield f"has a buffer {index} without a length"

@@ -157,6 +157,19 @@ UNWANTED = {
         {"is_watertight": True},
         "is compressed with Draco, so is_watertight cannot be checked",
     ),
+    "compressed with meshopt": (
+        change_model(
+            lambda gltf: gltf.update(
+                extensionsUsed=["KHR_meshopt_compression"],
+                buffers=[
+                    *gltf["buffers"],
+                    {"byteLength": 10**6, "extensions": {"KHR_meshopt_compression": {"fallback": True}}},
+                ],
+            )
+        ),
+        {"is_watertight": True},
+        "is compressed with meshopt, so is_watertight cannot be checked",
+    ),
     "index of a vertex that does not exist": (
         create_glb(faces=((0, 1, 999), (0, 1, 2))),
         {"is_watertight": True},
