@@ -54,6 +54,7 @@ def test_signature_and_defaults_match_the_design() -> None:
         "output_name": None,
         "max_xcom_bytes": 48 * 1024,
         "fetch_partial_outputs": False,
+        "check_outputs": None,
         "poke_interval": None,
         "exponential_backoff": False,
         "max_wait": None,

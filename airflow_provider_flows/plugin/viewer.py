@@ -15,6 +15,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from airflow_provider_flows.core.gltf import COMPRESSIONS
+
 log = logging.getLogger(__name__)
 
 FILE_NAME = "model-viewer.js"
@@ -25,12 +27,7 @@ MISSING_WARNING = (
 )
 # the element styles its shadow root with a text that is always the same, so its hash can be allowed
 STYLE = re.compile(r"<style>([^`]*?)</style>")
-COMPRESSIONS = {  # by the extension of glTF
-    "KHR_draco_mesh_compression": "Draco",
-    "KHR_texture_basisu": "KTX2",
-    "EXT_meshopt_compression": "meshopt",
-    "KHR_meshopt_compression": "meshopt",
-}
+UNREADABLE = {**COMPRESSIONS, "KHR_texture_basisu": "KTX2"}
 
 
 class Viewer(NamedTuple):
@@ -87,7 +84,7 @@ def _to_csp_hash(text: str) -> str:
 def find_compression(gltf: Mapping[str, Any]) -> str | None:
     """Return how a model is compressed, None if it is in no way that the viewer in the pages cannot read."""
     names = [name for key in ("extensionsUsed", "extensionsRequired") for name in _get_list(gltf, key)]
-    return next((label for name, label in COMPRESSIONS.items() if name in names), None)
+    return next((label for name, label in UNREADABLE.items() if name in names), None)
 
 
 def has_other_files(gltf: Mapping[str, Any]) -> bool:

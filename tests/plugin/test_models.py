@@ -26,6 +26,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from airflow_provider_flows.core.gltf import JSON_CHUNK_TYPE
 from airflow_provider_flows.core.start_or_resume import STAMP_KEY
 from airflow_provider_flows.decorators import task
 from airflow_provider_flows.emulator import Emulator, Fault, Plan
@@ -219,7 +220,7 @@ def test_a_compressed_model_is_recognised_by_its_header(
 ) -> None:
     """The page names the compression and offers the file for download, in place of a blank stage."""
     chunk = json.dumps(gltf).encode()
-    head = struct.pack("<4sIIII", b"glTF", 2, 1000, len(chunk), output_files.JSON_CHUNK_TYPE) + chunk
+    head = struct.pack("<4sIIII", b"glTF", 2, 1000, len(chunk), JSON_CHUNK_TYPE) + chunk
     assert output_files.parse_glb_header(head).compression == compression
 
 
@@ -237,7 +238,7 @@ def test_a_model_that_refers_to_other_files_is_recognised(
 ) -> None:
     """The viewer would request them from the host that the model names, or from Airflow."""
     chunk = json.dumps(gltf).encode()
-    head = struct.pack("<4sIIII", b"glTF", 2, 1000, len(chunk), output_files.JSON_CHUNK_TYPE) + chunk
+    head = struct.pack("<4sIIII", b"glTF", 2, 1000, len(chunk), JSON_CHUNK_TYPE) + chunk
     assert output_files.parse_glb_header(head).has_other_files is has_other_files
 
 
