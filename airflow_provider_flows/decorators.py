@@ -9,7 +9,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from inspect import iscoroutinefunction, unwrap
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar, Never, ParamSpec, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Never, ParamSpec, Protocol, cast, overload
 
 from airflow.providers.common.compat.sdk import DecoratedOperator, determine_kwargs, task_decorator_factory
 from airflow.sdk import task as airflow_task
@@ -387,6 +387,9 @@ class FlowDecorator(Protocol):
         max_xcom_bytes: int | None = ...,
         fetch_partial_outputs: bool = ...,
         delete_after_fetch: bool = ...,
+        check_outputs: Any = ...,
+        on_rejected: Literal["fail", "again"] = ...,
+        check_retries: int = ...,
         durable: bool = ...,
         abort_on_kill: bool = ...,
         validate: bool = ...,

@@ -210,7 +210,7 @@ def test_errors_are_restored_from_a_trigger_event() -> None:
     kinds = [
         kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, FlowError)
     ]
-    assert len(kinds) == 14
+    assert len(kinds) == 15
     for kind in kinds:
         error = (
             kind("what happened", status=418) if issubclass(kind, FlowServiceError) else kind("what happened")

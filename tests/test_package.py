@@ -87,6 +87,7 @@ def test_metadata_names_the_package_and_its_requirements(distributions: Distribu
     assert metadata["Requires-Python"] == ">=3.11"
     assert "Framework :: Apache Airflow :: Provider" in metadata.get_all("Classifier", [])
     assert set(metadata.get_all("Provides-Extra", [])) == {
+        "checks",
         "emulator",
         "images",
         "openlineage",

@@ -168,7 +168,11 @@ class RunView:
         texts = ErrorTexts(self.inputs)  # whether they are shown at all was decided when they were polled
         run, outputs = quote_errors(self.run, texts), quote_errors(list(self.outputs), texts)
         inputs = to_input_schemas(self.inputs)
-        title = to_title(inputs) or source_title or (run.flow if run is not None and run.flow else "")
+        title = (
+            to_title(inputs)
+            or source_title
+            or (to_safe_line(run.flow) if run is not None and run.flow else "")
+        )
         return RunPage(
             version=self._get_version(note),
             title=title,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_flows.core.flow_run import FlowOutput
-from airflow_provider_flows.plugin import html, present
+from airflow_provider_flows.plugin import html, present, texts
 
 
 def test_a_signed_link_is_not_shown() -> None:
@@ -35,7 +35,7 @@ def test_inputs_are_shown_in_every_form_that_a_task_accepts(
     inputs: Any, expected: list[tuple[str, str]]
 ) -> None:
     """Prompts and variables are shown as they are, files by their URI; secrets are redacted."""
-    assert [(each.name, each.text) for each in present.to_input_schemas(inputs)] == expected
+    assert [(each.name, each.text) for each in texts.to_input_schemas(inputs)] == expected
 
 
 @pytest.mark.parametrize(

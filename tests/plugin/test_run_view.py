@@ -106,7 +106,14 @@ def test_any_xcom_gives_a_page(result: Any, outputs: Any, previous_runs: Any, in
     run_page = asyncio.run(get_task_run_view(ti_data)).to_page()
     assert json.loads(run_page.model_dump_json())["version"]
     request = Request({"type": "http", "root_path": "/flows"})
-    context = {"run_page": run_page, "run_path": "task/x", "graph": None, "back": None, "back_label": ""}
+    context = {
+        "run_page": run_page,
+        "run_path": "task/x",
+        "graph": None,
+        "back": None,
+        "back_label": "",
+        "sources": (),
+    }
     response = asyncio.run(html.render_page(request, "run.html", **context))
     assert b"<main" in response.body
 
