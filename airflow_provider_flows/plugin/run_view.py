@@ -56,7 +56,13 @@ from airflow_provider_flows.plugin.task_data import (
     parse_outputs,
     parse_returned_run,
 )
-from airflow_provider_flows.plugin.texts import to_input_schemas, to_parameters, to_safe_line, to_title
+from airflow_provider_flows.plugin.texts import (
+    to_input_schemas,
+    to_optional_safe_line,
+    to_parameters,
+    to_safe_line,
+    to_title,
+)
 from airflow_provider_flows.storage.output_options import OutputOptions
 from airflow_provider_flows.storage.outputs import list_outputs
 
@@ -168,11 +174,8 @@ class RunView:
         texts = ErrorTexts(self.inputs)  # whether they are shown at all was decided when they were polled
         run, outputs = quote_errors(self.run, texts), quote_errors(list(self.outputs), texts)
         inputs = to_input_schemas(self.inputs)
-        title = (
-            to_title(inputs)
-            or source_title
-            or (to_safe_line(run.flow) if run is not None and run.flow else "")
-        )
+        flow = None if run is None else to_optional_safe_line(run.flow)
+        title = to_title(inputs) or source_title or flow or ""
         return RunPage(
             version=self._get_version(note),
             title=title,
